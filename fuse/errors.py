@@ -1,0 +1,49 @@
+"""The table from the engine's errors to errno."""
+
+from __future__ import annotations
+
+import errno
+
+from stratum import errors as engine
+
+TABLE: dict[type[engine.StratumError], int] = {
+    engine.StratumError: errno.EIO,
+    engine.NotFound: errno.ENOENT,
+    engine.NoSuchBucket: errno.ENOENT,
+    engine.NoSuchKey: errno.ENOENT,
+    engine.NoSuchUpload: errno.ENOENT,
+    engine.NoSuchUser: errno.ENOENT,
+    engine.NoSuchAccessKey: errno.ENOENT,
+    engine.NoSuchAttribute: errno.ENODATA,
+    engine.Exists: errno.EEXIST,
+    engine.BucketExists: errno.EEXIST,
+    engine.NotADirectory: errno.ENOTDIR,
+    engine.IsADirectory: errno.EISDIR,
+    engine.DirectoryNotEmpty: errno.ENOTEMPTY,
+    engine.BucketNotEmpty: errno.ENOTEMPTY,
+    engine.NameTooLong: errno.ENAMETOOLONG,
+    engine.KeyTooLong: errno.ENAMETOOLONG,
+    engine.InvalidName: errno.EINVAL,
+    engine.InvalidBucketName: errno.EINVAL,
+    engine.InvalidArgument: errno.EINVAL,
+    engine.InvalidPart: errno.EINVAL,
+    engine.InvalidPartOrder: errno.EINVAL,
+    engine.EntityTooSmall: errno.EINVAL,
+    engine.InvalidRange: errno.EINVAL,
+    engine.PreconditionFailed: errno.EBUSY,
+    engine.NotModified: errno.EIO,
+    engine.NotPermitted: errno.EPERM,
+    engine.CrossDevice: errno.EXDEV,
+    engine.ReadOnlyVolume: errno.EROFS,
+    engine.NoSpace: errno.ENOSPC,
+    engine.TooManyLinks: errno.EMLINK,
+    engine.DataDamaged: errno.EIO,
+    engine.StorageFailed: errno.EIO,
+    engine.SessionDead: errno.EIO,
+    engine.Busy: errno.EBUSY,
+    engine.UnfinishedMount: errno.EIO,
+    engine.ConfigInvalid: errno.EIO,
+    engine.VolumeInvalid: errno.EIO,
+    engine.NotImplementedYet: errno.EOPNOTSUPP,
+    engine.TryAgain: errno.EAGAIN,
+}

@@ -1,0 +1,163 @@
+"""Following the change log: make the kernel forget what others changed, then say so.
+
+The steps for a poke, in this order:
+1. A barrier through the trio loop. A handler that read an older state has replied when the barrier runs, so what it told the
+   kernel is there to be invalidated; a handler that starts later reads the new state.
+2. In a thread of its own (never in the loop: the kernel may hold the directory's lock while it waits for a handler),
+   read the log from `applied` on and invalidate.
+3. Publish `applied` in the slot table, then answer the poke.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+from stratum import mount_names
+from stratum.acknowledge import POKE
+from stratum.log import get_logger
+from stratum.schema import ChangeRow, key_u64_u64, split_u64_u64
+
+if TYPE_CHECKING:
+    import trio
+
+    from stratum.fuse.operations import Operations
+    from stratum.volume import Volume
+
+log = get_logger("invalidation")
+IDLE_CHECK_S = 0.5
+"""How often the log is read without a poke, for writers that died between commit and poke."""
+
+
+class Follower:
+    """Owns the poke socket and the invalidation thread of one mount."""
+
+    def __init__(self, volume: Volume, operations: Operations, token: trio.lowlevel.TrioToken) -> None:
+        self._volume = volume
+        self._operations = operations
+        self._token = token
+        self._applied = volume.store.last_id()
+        volume.session.publish_applied(self._applied)
+        self.socket_name = f"mount-{volume.session.id}.sock"
+        self._folder_fd = os.open(volume.meta, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with suppress(FileNotFoundError):
+            (volume.meta / self.socket_name).unlink()
+        self._listener.bind(f"/proc/self/fd/{self._folder_fd}/{self.socket_name}")
+        (volume.meta / self.socket_name).chmod(0o600)
+        self._listener.listen(64)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="invalidator", daemon=True)
+        self._ending = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ending = True
+        self._wake_writer.send(b"x")
+        if self._thread.is_alive():
+            self._thread.join()
+        self._listener.close()
+        (self._volume.meta / self.socket_name).unlink(missing_ok=True)
+        os.close(self._folder_fd)
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._wake_reader, selectors.EVENT_READ)
+            while not self._ending:
+                ready = selector.select(IDLE_CHECK_S)
+                answered: list[socket.socket] = []
+                for key, _ in ready:
+                    connection = key.fileobj
+                    assert isinstance(connection, socket.socket)
+                    if connection is self._listener:
+                        accepted, _ = self._listener.accept()
+                        selector.register(accepted, selectors.EVENT_READ)
+                    elif connection is not self._wake_reader:
+                        try:
+                            poke = connection.recv(POKE.size)
+                        except OSError:
+                            poke = b""
+                        if poke:
+                            answered.append(connection)
+                        else:
+                            selector.unregister(connection)
+                            connection.close()
+                try:
+                    self._follow()
+                except Exception:
+                    log.exception("change_log_not_followed")
+                    continue
+                for connection in answered:
+                    with suppress(OSError):
+                        connection.send(POKE.pack(self._applied))
+
+    def _follow(self) -> None:
+        newest = self._volume.store.last_id()
+        if newest <= self._applied:
+            return
+        with self._volume.snapshot() as reader:
+            first = next(reader.scan(key_u64_u64(b"L", self._applied + 1, 0), b"M"), None)
+        if first is not None:
+            self._barrier()
+            self._apply(newest)
+        self._applied = newest
+        self._volume.session.publish_applied(newest)
+
+    def _barrier(self) -> None:
+        passed = threading.Event()
+        self._token.run_sync_soon(passed.set)
+        passed.wait()
+
+    def _apply(self, newest: int) -> None:
+        at = key_u64_u64(b"L", self._applied + 1, 0)
+        stop = key_u64_u64(b"L", newest + 1, 0)
+        own = self._volume.session.id
+        while True:
+            rows: list[ChangeRow] = []
+            with self._volume.snapshot() as reader:
+                for key, raw in reader.scan(at, stop):
+                    rows.append(ChangeRow.unpack(raw))
+                    transaction, number = split_u64_u64(key)
+                    at = key_u64_u64(b"L", transaction, number + 1)
+                    if len(rows) >= 1000:
+                        break
+            for row in rows:
+                if row.origin != own:
+                    self._forget(row)
+            if len(rows) < 1000:
+                return
+
+    def _forget(self, row: ChangeRow) -> None:
+        known = self._operations.open_files.lookups
+        if row.orphan:
+            self._token.run_sync_soon(self._orphaned, row.inode)
+        if row.parent and (row.parent in known or row.parent == pyfuse3.ROOT_INODE):
+            for name in mount_names.possible_names(row.entry):
+                if len(name) <= mount_names.NAME_BYTES_MAX:
+                    with suppress(FileNotFoundError):
+                        pyfuse3.invalidate_entry(row.parent, name)
+            self._inode(row.parent, attributes_only=True)
+        if row.inode in known:
+            self._inode(row.inode, attributes_only=False)
+
+    @staticmethod
+    def _inode(number: int, *, attributes_only: bool) -> None:
+        with suppress(FileNotFoundError):
+            pyfuse3.invalidate_inode(number, attr_only=attributes_only)
+
+    def _orphaned(self, number: int) -> None:
+        """In the trio loop: S3 took an inode's last name; hold it only while it is open here."""
+        state = self._operations.open_files.state(number)
+        if state is not None and state.handles:
+            state.nameless = True
+        else:
+            self._operations.orphans.add(number)

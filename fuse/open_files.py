@@ -1,0 +1,113 @@
+"""What a mount remembers: lookup counts, handles, unwritten changes. All of it belongs to the trio thread.
+
+Invariants
+* An inode is *used* while a handle is open on it; a used inode that loses its last name is held by an O row of this session.
+* A buffer exists only while a file is open or dirty, and is changed only under its file's lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from stratum.write_buffer import WriteBuffer
+
+if TYPE_CHECKING:
+    from stratum.schema import Inode
+    from stratum.volume import Volume
+
+POSITIONS_MAX = 4096
+
+
+class FileState:
+    """One inode in use."""
+
+    __slots__ = ("buffer", "dirty_since", "handles", "lock", "nameless", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.handles = 0
+        self.buffer: WriteBuffer | None = None
+        self.dirty_since = 0.0
+        self.lock = trio.Lock()
+        self.nameless = False
+
+    @property
+    def dirty(self) -> bool:
+        return self.buffer is not None and self.buffer.dirty
+
+
+@dataclass(slots=True)
+class FileHandle:
+    state: FileState
+    writable: bool
+
+
+@dataclass(slots=True)
+class DirectoryHandle:
+    """`positions` maps a cookie to the entry it stands behind, for the cookies a kernel can come back to."""
+
+    number: int
+    positions: dict[int, bytes] = field(default_factory=dict)
+
+    def remember(self, cookie: int, entry: bytes) -> None:
+        if len(self.positions) >= POSITIONS_MAX:
+            del self.positions[next(iter(self.positions))]
+        self.positions[cookie] = entry
+
+
+class OpenFiles:
+    def __init__(self) -> None:
+        self.files: dict[int, FileState] = {}
+        self.handles: dict[int, FileHandle] = {}
+        self.directories: dict[int, DirectoryHandle] = {}
+        self.lookups: dict[int, int] = {}
+        self._numbers = itertools.count(1)
+
+    def state(self, number: int) -> FileState | None:
+        return self.files.get(number)
+
+    def is_used(self, number: int) -> bool:
+        """Called by the committer's thread too: one dictionary read."""
+        state = self.files.get(number)
+        return state is not None and state.handles > 0
+
+    def open(self, number: int, *, writable: bool) -> int:
+        state = self.files.get(number)
+        if state is None:
+            state = self.files[number] = FileState(number)
+        state.handles += 1
+        handle = next(self._numbers)
+        self.handles[handle] = FileHandle(state, writable)
+        return handle
+
+    def buffer(self, volume: Volume, state: FileState, inode: Inode) -> WriteBuffer:
+        if state.buffer is None:
+            state.buffer = WriteBuffer(volume, inode)
+        return state.buffer
+
+    def open_directory(self, number: int) -> int:
+        handle = next(self._numbers)
+        self.directories[handle] = DirectoryHandle(number)
+        return handle
+
+    def drop(self, state: FileState) -> None:
+        """Forget a file that nobody has open and that has nothing unwritten."""
+        if state.handles == 0 and not state.dirty:
+            self.files.pop(state.number, None)
+
+    def looked_up(self, number: int) -> None:
+        self.lookups[number] = self.lookups.get(number, 0) + 1
+
+    def forget(self, number: int, count: int) -> None:
+        left = self.lookups.get(number, 0) - count
+        if left > 0:
+            self.lookups[number] = left
+        else:
+            self.lookups.pop(number, None)
+
+    def dirty_bytes(self) -> int:
+        return sum(state.buffer.memory_bytes for state in self.files.values() if state.buffer is not None)

@@ -1,0 +1,341 @@
+"""Who sent a request: once, before anything else looks at it. Default deny.
+
+A request is anonymous only if it carries no trace of a signature. Every x-amz-* header of a signed request must be signed:
+an unsigned one in a presigned URL would let whoever holds the URL turn a PUT into a copy.
+"""
+
+from __future__ import annotations
+
+import calendar
+import hmac
+import re
+import time
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from stratum.errors import NoSuchAccessKey
+from stratum.s3 import signatures
+from stratum.s3.errors import S3Error
+
+if TYPE_CHECKING:
+    from stratum.identity import Credential, Identities
+    from stratum.s3.request import S3Request
+    from stratum.schema import UserRow
+    from stratum.transaction import InodeReader
+
+EXPIRES_S_MAX = 604_800
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256\s+(.*)")
+_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z")
+_STREAMING = frozenset(
+    (signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER, signatures.STREAMING_UNSIGNED_TRAILER)
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Identity:
+    """The result. `user` is None for an anonymous request. `payload` is what x-amz-content-sha256 says.
+
+    The last four fields continue the chain of chunk signatures.
+    """
+
+    user: UserRow | None
+    payload: str = signatures.UNSIGNED
+    key: bytes = b""
+    stamp: str = ""
+    scope: str = ""
+    signature: str = ""
+
+    @property
+    def anonymous(self) -> bool:
+        return self.user is None
+
+    @property
+    def admin(self) -> bool:
+        return self.user is not None and self.user.admin
+
+    @property
+    def user_id(self) -> str:
+        return self.user.user_id if self.user else ""
+
+
+ANONYMOUS = Identity(None)
+
+
+def authenticate(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
+    """Raises `S3Error` for anything but a valid signature or none at all."""
+    authorization = request.header("authorization")
+    query = (
+        request.query
+        if "ignature" in request.raw_query or "X-Amz-" in request.raw_query or "AWSAccessKeyId" in request.raw_query
+        else {}
+    )
+    in_query_v4 = "X-Amz-Signature" in query or "X-Amz-Algorithm" in query or "X-Amz-Credential" in query
+    in_query_v2 = "Signature" in query or "AWSAccessKeyId" in query
+    ways = (authorization is not None) + in_query_v4 + in_query_v2
+    if ways > 1:
+        raise S3Error(
+            "InvalidArgument",
+            "only one way of authenticating is allowed: the Authorization header, or one kind of query signature",
+        )
+    if authorization is not None:
+        if authorization.startswith("AWS4-"):
+            return _version_4_header(request, authorization, identities, reader)
+        if authorization.startswith("AWS "):
+            return _version_2_header(request, authorization, identities, reader)
+        if not authorization.strip():
+            raise S3Error("AccessDenied", "the Authorization header is empty")
+        raise S3Error("InvalidArgument", "the Authorization header is of an unknown kind", ArgumentName="Authorization")
+    if in_query_v4:
+        return _version_4_query(request, identities, reader)
+    if in_query_v2:
+        return _version_2_query(request, identities, reader)
+    payload = request.header("x-amz-content-sha256") or signatures.UNSIGNED
+    if payload in {signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER}:
+        raise S3Error("AccessDenied", "an anonymous request cannot have signed chunks")
+    _check_payload_name(payload)
+    return Identity(None, payload)
+
+
+def _credential(identities: Identities, reader: InodeReader, access_key: str) -> Credential:
+    try:
+        return identities.credential(reader, access_key)
+    except NoSuchAccessKey as error:
+        raise S3Error("InvalidAccessKeyId", "the access key does not exist", AWSAccessKeyId=access_key) from error
+
+
+def parse_stamp(text: str) -> int | None:
+    """Seconds since 1970 of YYYYMMDDTHHMMSSZ."""
+    match = _STAMP.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        return calendar.timegm(tuple(int(part) for part in match.groups()))
+    except ValueError:
+        return None
+
+
+def _http_date(text: str) -> int | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, IndexError, TypeError):
+        return None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _check_skew(request: S3Request, moment_s: int) -> None:
+    if abs(time.time() - moment_s) > request.config.s3_clock_skew_s_max:
+        raise S3Error("RequestTimeTooSkewed", "the request's time is too far from the server's; set the clock")
+
+
+def _check_payload_name(payload: str) -> None:
+    if payload != signatures.UNSIGNED and payload not in _STREAMING and not _HEX64.fullmatch(payload):
+        raise S3Error(
+            "InvalidArgument",
+            "x-amz-content-sha256 is neither a SHA-256 in lower-case hex nor a known keyword",
+            ArgumentName="x-amz-content-sha256",
+        )
+
+
+def _scope(request: S3Request, credential: str, code: str) -> tuple[str, str, str, str]:
+    """(access key, date, region, service)."""
+    parts = credential.split("/")
+    if len(parts) < 5:
+        raise S3Error(code, "the credential is not ACCESSKEY/date/region/s3/aws4_request")
+    access_key, (date, region, service, terminal) = "/".join(parts[:-4]), parts[-4:]
+    if terminal != "aws4_request":
+        raise S3Error(code, f"the credential ends in {terminal!r}, not in 'aws4_request'")
+    if service != "s3":
+        raise S3Error(code, f"the credential is for service {service!r}, not for 's3'")
+    if region != request.config.s3_region:
+        raise S3Error(
+            code,
+            f"the credential is for region {region!r}; use {request.config.s3_region!r}",
+            Region=request.config.s3_region,
+        )
+    return access_key, date, region, service
+
+
+def _check_signed_headers(request: S3Request, signed: list[str], *, presigned: bool) -> None:
+    names = {name.replace("_", "-") for name in signed}
+    request.signed_names = {name.replace("_", "-"): name for name in signed}
+    if "host" not in names:
+        raise S3Error("AccessDenied", "the host header must be signed")
+    missing = sorted(name for name in request.all_headers if name.startswith("x-amz-") and name not in names)
+    if (
+        presigned
+        and missing == ["x-amz-content-sha256"]
+        and request.header("x-amz-content-sha256") == signatures.UNSIGNED
+    ):
+        return
+    if missing:
+        raise S3Error(
+            "AccessDenied",
+            "there were headers present in the request which were not signed",
+            HeadersNotSigned=", ".join(missing),
+        )
+
+
+def _version_4_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
+    bad = "AuthorizationHeaderMalformed"
+    match = _AUTHORIZATION.fullmatch(authorization)
+    fields = dict(part.strip().partition("=")[::2] for part in match.group(1).split(",")) if match else {}
+    if not {"Credential", "SignedHeaders", "Signature"} <= set(fields):
+        raise S3Error(bad, "the Authorization header needs Credential, SignedHeaders and Signature")
+    access_key, date, region, service = _scope(request, fields["Credential"], bad)
+    credential = _credential(identities, reader, access_key)
+    stamp = request.header("x-amz-date")
+    moment_s = parse_stamp(stamp) if stamp is not None else _http_date(request.header("date") or "")
+    if moment_s is None:
+        raise S3Error("AccessDenied", "the request needs a valid x-amz-date or Date header")
+    if stamp is None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(moment_s))
+    _check_skew(request, moment_s)
+    if stamp[:8] != date:
+        raise S3Error(bad, "the date of the credential is not the date of the request")
+    payload = request.header("x-amz-content-sha256")
+    if payload is None:
+        raise S3Error("InvalidRequest", "the header x-amz-content-sha256 is missing")
+    _check_payload_name(payload)
+    signed = fields["SignedHeaders"].split(";")
+    _check_signed_headers(request, signed, presigned=False)
+    query = signatures.canonical_query(request.pairs) if request.raw_query else ""
+    canonical = signatures.canonical_request(request.method, request.raw_path, query, request.header, signed, payload)
+    scope = f"{date}/{region}/{service}/aws4_request"
+    key = signatures.signing_key(credential.secret_key, date, region, service)
+    wanted = signatures.signature(key, signatures.string_to_sign(stamp, scope, canonical))
+    if not hmac.compare_digest(wanted, fields["Signature"]):
+        raise S3Error(
+            "SignatureDoesNotMatch",
+            "the signature does not match; check the secret key and the signing method",
+            AWSAccessKeyId=access_key,
+        )
+    return Identity(credential.user, payload, key, stamp, scope, wanted)
+
+
+def _version_4_query(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
+    bad = "AuthorizationQueryParametersError"
+    query = request.query
+    names = [name for name, _ in request.pairs]
+    for name in (
+        "X-Amz-Algorithm",
+        "X-Amz-Credential",
+        "X-Amz-Date",
+        "X-Amz-Expires",
+        "X-Amz-SignedHeaders",
+        "X-Amz-Signature",
+    ):
+        if names.count(name.encode()) != 1:
+            raise S3Error(bad, f"a presigned URL has {name} exactly once")
+    if query["X-Amz-Algorithm"] != signatures.ALGORITHM:
+        raise S3Error(bad, f"X-Amz-Algorithm must be {signatures.ALGORITHM}")
+    access_key, date, region, service = _scope(request, query["X-Amz-Credential"], bad)
+    credential = _credential(identities, reader, access_key)
+    moment_s = parse_stamp(query["X-Amz-Date"])
+    if moment_s is None or query["X-Amz-Date"][:8] != date:
+        raise S3Error(bad, "X-Amz-Date is not a time of the credential's day")
+    try:
+        expires_s = int(query["X-Amz-Expires"])
+    except ValueError as error:
+        raise S3Error(bad, "X-Amz-Expires is not a number") from error
+    if not 0 < expires_s <= EXPIRES_S_MAX:
+        raise S3Error("AccessDenied", f"X-Amz-Expires must be from 1 to {EXPIRES_S_MAX} seconds")
+    now = time.time()
+    if moment_s > now + request.config.s3_clock_skew_s_max:
+        raise S3Error("AccessDenied", "the presigned URL is not valid yet")
+    if now > moment_s + expires_s:
+        raise S3Error(
+            "AccessDenied",
+            "the presigned URL has expired",
+            Expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s + expires_s)),
+        )
+    signed = query["X-Amz-SignedHeaders"].split(";")
+    _check_signed_headers(request, signed, presigned=True)
+    payload = request.header("x-amz-content-sha256") or signatures.UNSIGNED
+    if "x-amz-content-sha256" in query:
+        payload = query["x-amz-content-sha256"]
+    _check_payload_name(payload)
+    canonical_query = signatures.canonical_query(pair for pair in request.pairs if pair[0] != b"X-Amz-Signature")
+    canonical = signatures.canonical_request(
+        request.method, request.raw_path, canonical_query, request.header, signed, payload
+    )
+    scope = f"{date}/{region}/{service}/aws4_request"
+    key = signatures.signing_key(credential.secret_key, date, region, service)
+    wanted = signatures.signature(key, signatures.string_to_sign(query["X-Amz-Date"], scope, canonical))
+    if not hmac.compare_digest(wanted, query["X-Amz-Signature"]):
+        raise S3Error(
+            "SignatureDoesNotMatch",
+            "the signature does not match; check the secret key and the signing method",
+            AWSAccessKeyId=access_key,
+        )
+    return Identity(credential.user, payload, key, query["X-Amz-Date"], scope, wanted)
+
+
+# -- version 2 --------------------------------------------------------------------------------------------------------
+
+
+def _v2_allowed(request: S3Request) -> None:
+    if not request.config.s3_signature_v2:
+        raise S3Error("InvalidRequest", "this server does not accept Signature Version 2; sign with AWS4-HMAC-SHA256")
+
+
+def _v2_resource(request: S3Request) -> str:
+    path = signatures.encode_path(request.raw_path)
+    in_path = request.raw_path[1:].partition(b"/")[0] == request.bucket.encode()
+    return path if in_path or not request.bucket else f"/{request.bucket}{path}"
+
+
+def _v2_check(request: S3Request, credential: Credential, claimed: str, date: str) -> Identity:
+    payload = request.header("x-amz-content-sha256") or signatures.UNSIGNED
+    if payload in {signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER}:
+        raise S3Error("InvalidRequest", "signed chunks need Signature Version 4")
+    _check_payload_name(payload)
+    pairs = [
+        (name, value) for name, value in request.pairs if name not in {b"Signature", b"AWSAccessKeyId", b"Expires"}
+    ]
+    wanted = signatures.v2_signature(
+        credential.secret_key,
+        signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.all_headers, date),
+    )
+    if not hmac.compare_digest(wanted, claimed):
+        raise S3Error(
+            "SignatureDoesNotMatch",
+            "the signature does not match; check the secret key and the signing method",
+            AWSAccessKeyId=credential.access_key,
+        )
+    return Identity(credential.user, payload)
+
+
+def _version_2_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
+    _v2_allowed(request)
+    access_key, colon, claimed = authorization[4:].strip().rpartition(":")
+    if not colon or not access_key:
+        raise S3Error(
+            "InvalidArgument", "the Authorization header is not AWS ACCESSKEY:signature", ArgumentName="Authorization"
+        )
+    credential = _credential(identities, reader, access_key)
+    amz_date = request.header("x-amz-date")
+    text = amz_date if amz_date is not None else request.header("date")
+    moment_s = _http_date(text or "")
+    if moment_s is None and text:
+        moment_s = parse_stamp(text)
+    if moment_s is None or moment_s < 0:
+        raise S3Error("AccessDenied", "the request needs a valid Date or x-amz-date header")
+    _check_skew(request, moment_s)
+    return _v2_check(request, credential, claimed, "" if amz_date is not None else str(text))
+
+
+def _version_2_query(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
+    _v2_allowed(request)
+    query = request.query
+    if not {"AWSAccessKeyId", "Signature", "Expires"} <= set(query):
+        raise S3Error("AccessDenied", "query-string authentication needs AWSAccessKeyId, Signature and Expires")
+    credential = _credential(identities, reader, query["AWSAccessKeyId"])
+    expires = query["Expires"]
+    if not expires.isdigit() or len(expires) > 15:
+        raise S3Error("AccessDenied", "Expires is not a time in seconds")
+    if time.time() > int(expires):
+        raise S3Error("AccessDenied", "the presigned URL has expired")
+    return _v2_check(request, credential, query["Signature"], expires)

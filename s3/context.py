@@ -1,0 +1,281 @@
+"""What every handler gets, and the pieces of requests and answers that several share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote_to_bytes
+
+from werkzeug.datastructures import Headers
+from werkzeug.wrappers import Response
+
+from stratum import buckets, tree
+from stratum.preconditions import NO_CONDITIONS, Conditions
+from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
+from stratum.s3.errors import S3Error, not_implemented
+from stratum.schema import ObjectMetadata
+
+if TYPE_CHECKING:
+    from stratum.config import Config
+    from stratum.identity import Identities
+    from stratum.s3.auth import Identity
+    from stratum.s3.request import S3Request
+    from stratum.schema import BucketRow, Inode
+    from stratum.transaction import InodeReader
+    from stratum.volume import Volume
+
+STORED_HEADERS = ("cache-control", "content-disposition", "content-encoding", "content-language", "expires")
+USER_METADATA_BYTES_MAX = 2048
+_REFUSED_HEADERS = (
+    "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-server-side-encryption-customer-key", "x-amz-server-side-encryption-context", "x-amz-server-side-encryption-bucket-key-enabled",
+    "x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date",
+    "x-amz-object-lock-legal-hold", "x-amz-bucket-object-lock-enabled", "x-amz-tagging", "x-amz-website-redirect-location",
+    "x-amz-write-offset-bytes", "x-amz-grant-read", "x-amz-grant-write", "x-amz-grant-read-acp", "x-amz-grant-write-acp",
+    "x-amz-grant-full-control", "x-amz-object-ownership", "x-amz-mfa", "x-amz-rename-source", "x-amz-security-token",
+)  # fmt: skip
+_REFUSED_ENVIRON = tuple((f"HTTP_{name.upper().replace('-', '_')}", name) for name in _REFUSED_HEADERS)
+
+
+@dataclass(slots=True)
+class Context:
+    volume: Volume
+    identities: Identities
+    config: Config
+    request: S3Request
+    identity: Identity
+
+    @property
+    def key(self) -> bytes:
+        key = self.request.key
+        assert key is not None, "an object operation without a key"
+        return key
+
+    @property
+    def query(self) -> dict[str, str]:
+        return self.request.query
+
+    def header(self, name: str) -> str | None:
+        return self.request.header(name)
+
+    def bucket(self, reader: InodeReader) -> BucketRow:
+        """The request's bucket, after x-amz-expected-bucket-owner. Raises `NoSuchBucket`."""
+        return expect_owner(buckets.get(reader, self.request.bucket), self.header("x-amz-expected-bucket-owner"))
+
+    def require_user(self) -> str:
+        if self.identity.anonymous:
+            raise S3Error("AccessDenied", "access denied")
+        return self.identity.user_id
+
+
+def expect_owner(bucket: BucketRow, wanted: str | None) -> BucketRow:
+    if wanted is not None and wanted != bucket.owner:
+        raise S3Error("AccessDenied", "the bucket has another owner than expected")
+    return bucket
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+_http_dates: dict[int, str] = {}
+
+
+def http_date(moment_ns: int) -> str:
+    """RFC 9110 date; the last few thousand seconds are remembered."""
+    second = moment_ns // 1_000_000_000
+    found = _http_dates.get(second)
+    if found is None:
+        if len(_http_dates) > 4096:
+            _http_dates.clear()
+        found = _http_dates[second] = formatdate(second, usegmt=True)
+    return found
+
+
+def iso_date(moment_ns: int) -> str:
+    return (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment_ns // 1_000_000_000))
+        + f".{moment_ns // 1_000_000 % 1000:03d}Z"
+    )
+
+
+def xml(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, content_type="application/xml")
+
+
+def empty(status: int = 204, headers: dict[str, str] | None = None) -> Response:
+    response = Response(b"", status, headers)
+    response.headers.remove("Content-Type")
+    return response
+
+
+def object_headers(inode: Inode, metadata: ObjectMetadata, etag: str, content_type: str) -> Headers:
+    headers = Headers(
+        [
+            ("ETag", f'"{etag}"'),
+            ("Last-Modified", http_date(inode.mtime_ns)),
+            ("Content-Type", content_type),
+            ("Accept-Ranges", "bytes"),
+        ]
+    )
+    for name, value in metadata.headers.items():
+        headers.add(name, value)
+    for name, value in metadata.user.items():
+        headers.add(f"x-amz-meta-{name}", value)
+    return headers
+
+
+def checksum_headers(metadata: ObjectMetadata) -> dict[str, str]:
+    found = {f"x-amz-checksum-{name.lower()}": value for name, value in metadata.checksums.items()}
+    if found:
+        found["x-amz-checksum-type"] = metadata.checksum_type or "FULL_OBJECT"
+    return found
+
+
+def url_encoded(value: bytes) -> str:
+    return quote(value, safe="/-_.~*()!'")
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+def refuse_unbuilt(request: S3Request) -> None:
+    """Answer 501 for every header whose meaning would otherwise be ignored."""
+    environ = request.environ
+    for name, header in _REFUSED_ENVIRON:
+        if name in environ:
+            raise not_implemented(f"the header {header}")
+    storage_class = environ.get("HTTP_X_AMZ_STORAGE_CLASS")
+    if storage_class and storage_class != "STANDARD":
+        raise not_implemented(f"the storage class {storage_class}")
+
+
+def version_id(context: Context) -> None:
+    """Only the null version exists."""
+    wanted = context.query.get("versionId")
+    if wanted is not None and wanted != "null":
+        if not wanted:
+            raise S3Error("InvalidArgument", "versionId is empty")
+        raise S3Error(
+            "NoSuchVersion",
+            "the version does not exist: this bucket has no versions",
+            Key=context.key.decode("utf-8", "replace"),
+            VersionId=wanted,
+        )
+
+
+def check_key(key: bytes) -> None:
+    if b"\0" in key:
+        raise S3Error("InvalidArgument", "a key has no NUL")
+    tree.check_key(key)
+
+
+def canned_acl(context: Context, *, for_object: bool) -> str:
+    acl = context.header("x-amz-acl")
+    if acl is None:
+        return "private"
+    if acl not in (OBJECT_ACLS if for_object else BUCKET_ACLS):
+        raise S3Error("InvalidArgument", f"{acl!r} is not a canned ACL", ArgumentName="x-amz-acl", ArgumentValue=acl)
+    return acl
+
+
+def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
+    """Content-Type, the headers S3 stores, and user metadata of a request."""
+    request = context.request
+    user: dict[str, str] = {}
+    size = 0
+    stored: dict[str, str] = {}
+    for name, value in request.all_headers.items():
+        if name.startswith("x-amz-meta-"):
+            plain = request.signed_names.get(name, name)[11:]
+            if not value and not request.signed_names:
+                raise S3Error("InvalidArgument", f"the metadata header {name} is empty or not ASCII; encode it")
+            if not plain or not _is_header_text(value):
+                raise S3Error("InvalidArgument", f"the metadata header {name} has no name, or control characters")
+            user[plain] = value
+            size += len(plain) + len(value)
+        elif name in STORED_HEADERS and value:
+            if not _is_header_text(value):
+                raise S3Error("InvalidArgument", f"the header {name} has control characters")
+            stored[name] = value
+    if size > USER_METADATA_BYTES_MAX:
+        raise S3Error("MetadataTooLarge", f"the user metadata has {size} bytes; {USER_METADATA_BYTES_MAX} is the most")
+    if "content-encoding" in stored:
+        encodings = [
+            part
+            for part in (item.strip() for item in stored["content-encoding"].split(","))
+            if part and part != "aws-chunked"
+        ]
+        stored["content-encoding"] = ", ".join(encodings)
+        if not encodings:
+            del stored["content-encoding"]
+    return ObjectMetadata(
+        content_type=request.header("content-type") or "",
+        headers=stored,
+        user=user,
+        owner=owner,
+        acl="" if acl == "private" else acl,
+    )
+
+
+def _is_header_text(value: str) -> bool:
+    return all(" " <= c <= "~" or c == "\t" for c in value)
+
+
+def _date_header(context: Context, name: str) -> int | None:
+    text = context.header(name)
+    if text is None:
+        return None
+    try:
+        return int(parsedate_to_datetime(text).timestamp())
+    except (ValueError, TypeError, IndexError):
+        return None  # RFC 9110: a condition with an invalid date is ignored
+
+
+def conditions(context: Context, prefix: str = "") -> Conditions:
+    environ = context.request.environ
+    marker = "HTTP_" + prefix.upper().replace("-", "_") + "IF_"
+    if not any(name.startswith((marker, "HTTP_X_AMZ_IF_MATCH")) for name in environ):
+        return NO_CONDITIONS
+    size = context.header("x-amz-if-match-size") if not prefix else None
+    if size is not None and not size.isdigit():
+        raise S3Error("InvalidArgument", "x-amz-if-match-size is not a number")
+    return Conditions(
+        context.header(prefix + "if-match"), context.header(prefix + "if-none-match"),
+        _date_header(context, prefix + "if-modified-since"), _date_header(context, prefix + "if-unmodified-since"),
+        int(size) if size is not None else None, _date_header(context, "x-amz-if-match-last-modified-time") if not prefix else None,
+    )  # fmt: skip
+
+
+def copy_source(context: Context) -> tuple[str, bytes]:
+    """(bucket, key) of x-amz-copy-source: decoded once, then data."""
+    raw = context.header("x-amz-copy-source") or ""
+    path, _, query = raw.partition("?")
+    if query:
+        name, _, value = query.partition("=")
+        if name != "versionId":
+            raise S3Error("InvalidArgument", "x-amz-copy-source has an unknown query", ArgumentName="x-amz-copy-source")
+        if value != "null":
+            raise S3Error("NoSuchVersion", "the source version does not exist: this bucket has no versions")
+    decoded = unquote_to_bytes(path)
+    decoded = decoded.removeprefix(b"/")
+    bucket, slash, key = decoded.partition(b"/")
+    if not slash or not bucket or not key:
+        raise S3Error(
+            "InvalidArgument",
+            "x-amz-copy-source is not bucket/key",
+            ArgumentName="x-amz-copy-source",
+            ArgumentValue=raw,
+        )
+    check_key(key)
+    try:
+        return bucket.decode(), key
+    except UnicodeDecodeError as error:
+        raise S3Error("InvalidArgument", "the source bucket is not UTF-8") from error
+
+
+def owner_element(context: Context, reader: InodeReader, user_id: str, *, tag: str = "Owner") -> str:
+    from stratum.s3.xml import element
+
+    user = context.identities.user(reader, user_id)
+    return f"<{tag}>{element('ID', user_id)}{element('DisplayName', user.display_name if user else user_id)}</{tag}>"

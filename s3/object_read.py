@@ -1,0 +1,247 @@
+"""GetObject, HeadObject and GetObjectAttributes."""
+
+from __future__ import annotations
+
+import mimetypes
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from werkzeug.wrappers import Response
+
+from stratum import content, objects
+from stratum.errors import NoSuchKey
+from stratum.preconditions import check_read
+from stratum.s3 import access, ranges
+from stratum.s3.context import (
+    Context,
+    check_key,
+    checksum_headers,
+    conditions,
+    http_date,
+    object_headers,
+    version_id,
+    xml,
+)
+from stratum.s3.errors import S3Error
+from stratum.s3.xml import document, element
+from stratum.schema import Inode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stratum.objects import ObjectState
+    from stratum.schema import BucketRow
+    from stratum.transaction import InodeReader
+
+DEFAULT_TYPE = "binary/octet-stream"
+_OVERRIDES = {
+    "response-content-type": "Content-Type", "response-content-language": "Content-Language", "response-expires": "Expires",
+    "response-cache-control": "Cache-Control", "response-content-disposition": "Content-Disposition", "response-content-encoding": "Content-Encoding",
+}  # fmt: skip
+
+
+def find(context: Context, reader: InodeReader, *, check_conditions: bool = True) -> tuple[BucketRow, ObjectState]:
+    """The object, after authorisation and then preconditions: nobody learns from a 304 what a 403 would hide."""
+    bucket = context.bucket(reader)
+    check_key(context.key)
+    version_id(context)
+    try:
+        state = objects.head(reader, bucket, context.key)
+    except NoSuchKey:
+        if not access.may_use_bucket(bucket, context.identity, access.READ):
+            raise S3Error("AccessDenied", "access denied") from None
+        raise
+    access.check_object(bucket, state.metadata, context.identity, access.READ)
+    if check_conditions:
+        wanted = conditions(context)
+        if wanted:
+            check_read(wanted, state.inode)
+    return bucket, state
+
+
+def content_type_of(context: Context, state: ObjectState) -> str:
+    if state.metadata.content_type:
+        return state.metadata.content_type
+    if not state.metadata.owner and state.metadata is objects.NO_METADATA:  # made through the mount
+        guessed, _ = mimetypes.guess_type(context.key.decode("utf-8", "replace"), strict=False)
+        return guessed or DEFAULT_TYPE
+    return DEFAULT_TYPE
+
+
+def _extent(context: Context, state: ObjectState) -> tuple[int, int, int]:
+    """(start, stop, status) of what the request wants."""
+    header, part = context.header("range"), context.query.get("partNumber")
+    size = state.size
+    if part is not None:
+        if header is not None:
+            raise S3Error("InvalidRequest", "partNumber and Range exclude each other")
+        number = context.request.integer("partNumber", 0, 1)
+        sizes = state.metadata.part_sizes or [size]
+        if number > len(sizes):
+            raise S3Error(
+                "InvalidPartNumber",
+                f"the object has {len(sizes)} parts",
+                ActualPartCount=str(len(sizes)),
+                PartNumberRequested=part,
+            )
+        start = sum(sizes[: number - 1])
+        return start, start + sizes[number - 1], 206
+    if header is not None and _if_range_holds(context, state):
+        found = ranges.parse(header, size)
+        if found is not None:
+            return *found, 206
+    return 0, size, 200
+
+
+def _if_range_holds(context: Context, state: ObjectState) -> bool:
+    wanted = context.header("if-range")
+    return wanted is None or wanted.strip('"') == state.etag or wanted == http_date(state.inode.mtime_ns)
+
+
+def _headers(context: Context, state: ObjectState, start: int, stop: int, status: int) -> Response:
+    response = Response(status=status)
+    headers = object_headers(state.inode, state.metadata, state.etag, content_type_of(context, state))
+    headers.set("Content-Length", str(stop - start))
+    if status == 206:
+        headers.set("Content-Range", f"bytes {start}-{stop - 1}/{state.size}")
+    if "partNumber" in context.query and state.metadata.part_sizes:
+        headers.set("x-amz-mp-parts-count", str(len(state.metadata.part_sizes)))
+    if context.header("x-amz-checksum-mode") == "ENABLED" and start == 0 and stop == state.size:
+        headers.update(checksum_headers(state.metadata))
+    if context.request.raw_query:
+        for name, target in _OVERRIDES.items():
+            value = context.query.get(name)
+            if value is not None:
+                if context.identity.anonymous:
+                    raise S3Error("InvalidRequest", "response- overrides need a signed request")
+                if not all(" " <= c <= "~" for c in value):
+                    raise S3Error("InvalidArgument", f"{name} has characters that a header cannot carry")
+                headers.set(target, value)
+    response.headers = headers
+    return response
+
+
+def head_object(context: Context) -> Response:
+    with context.volume.snapshot() as reader:
+        _, state = find(context, reader)
+    return _headers(context, state, *_extent(context, state))
+
+
+def get_object(context: Context) -> Response:
+    """One committed state from the first byte to the last, whatever anybody writes meanwhile."""
+    volume = context.volume
+    with volume.snapshot() as reader:
+        _, state = find(context, reader)
+        if state.inode.flags & Inode.INLINE or state.size == 0:
+            start, stop, status = _extent(context, state)
+            plan = objects.plan(reader, state, start, stop)
+            response = _headers(context, state, start, stop, status)
+            response.response = map(bytes, content.read_planned(volume, plan, start, stop))
+            if stop - start <= content.READ_BYTES:
+                response.response = list(response.response)
+            return response
+    with ExitStack() as stack:
+        stack.enter_context(volume.reading())
+        with volume.snapshot() as reader:
+            _, state = find(context, reader)
+            start, stop, status = _extent(context, state)
+            plan = objects.plan(reader, state, start, stop)
+        response = _headers(context, state, start, stop, status)
+        pieces = content.read_planned(volume, plan, start, stop)
+        # The first piece is read before the status is sent: damage there is an error, not a broken body.
+        first = next(pieces, b"")
+        if len(first) == stop - start:
+            response.response = [bytes(first)]
+            return response
+        response.response = _Stream(first, pieces, stack.pop_all())
+    return response
+
+
+class _Stream:
+    """A body that keeps its extents from being reclaimed until it is sent or dropped."""
+
+    def __init__(self, first: bytes | memoryview, rest: Iterator[bytes | memoryview], guard: ExitStack) -> None:
+        self._first: bytes | memoryview | None = first
+        self._rest = rest
+        self._guard = guard
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return bytes(first)
+        try:
+            return bytes(next(self._rest))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._guard.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_ATTRIBUTES = ("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize")
+
+
+def get_object_attributes(context: Context) -> Response:
+    wanted = [name.strip() for name in (context.header("x-amz-object-attributes") or "").split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in _ATTRIBUTES]
+    if not wanted or unknown:
+        raise S3Error(
+            "InvalidArgument",
+            f"x-amz-object-attributes lists some of {', '.join(_ATTRIBUTES)}",
+            ArgumentName="x-amz-object-attributes",
+        )
+    with context.volume.snapshot() as reader:
+        _, state = find(context, reader)
+    metadata = state.metadata
+    parts: list[str] = []
+    if "ETag" in wanted:
+        parts.append(element("ETag", state.etag))
+    if "Checksum" in wanted and metadata.checksums:
+        sums = "".join(element(f"Checksum{name}", value) for name, value in metadata.checksums.items())
+        parts.append(f"<Checksum>{sums}{element('ChecksumType', metadata.checksum_type or 'FULL_OBJECT')}</Checksum>")
+    if "ObjectParts" in wanted and metadata.part_sizes:
+        parts.append(_parts(context, state))
+    if "StorageClass" in wanted:
+        parts.append(element("StorageClass", "STANDARD"))
+    if "ObjectSize" in wanted:
+        parts.append(element("ObjectSize", state.size))
+    return xml(
+        document("GetObjectAttributesResponse", *parts), headers={"Last-Modified": http_date(state.inode.mtime_ns)}
+    )
+
+
+def _parts(context: Context, state: ObjectState) -> str:
+    metadata = state.metadata
+    count_max, after = (
+        _header_number(context, "x-amz-max-parts", 1000),
+        _header_number(context, "x-amz-part-number-marker", 0),
+    )
+    total = len(metadata.part_sizes)
+    shown = range(after + 1, min(total, after + min(count_max, 1000)) + 1)
+    algorithm = next(iter(metadata.checksums), "")
+    items = ""
+    if metadata.part_checksums:
+        for number in shown:
+            value = metadata.part_checksums[number - 1]
+            items += f"<Part>{element(f'Checksum{algorithm}', value)}{element('PartNumber', number)}{element('Size', metadata.part_sizes[number - 1])}</Part>"
+    last = shown[-1] if shown else after
+    return (
+        f"<ObjectParts>{element('IsTruncated', last < total)}{element('MaxParts', count_max)}{element('NextPartNumberMarker', last)}"
+        f"{element('PartNumberMarker', after)}{element('PartsCount', total)}{items}</ObjectParts>"
+    )
+
+
+def _header_number(context: Context, name: str, default: int) -> int:
+    text = context.header(name)
+    if text is None:
+        return default
+    if not text.isdigit():
+        raise S3Error("InvalidArgument", f"{name} is not a number", ArgumentName=name)
+    return int(text)

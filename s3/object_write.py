@@ -1,0 +1,299 @@
+"""PutObject, CopyObject, DeleteObject and DeleteObjects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from stratum import buckets, checksums, content, objects, tree
+from stratum.content import INLINE_BYTES_MAX, NewContent
+from stratum.errors import NoSuchKey, StratumError, TryAgain
+from stratum.preconditions import NO_CONDITIONS, Conditions
+from stratum.s3 import access
+from stratum.s3.body import Body
+from stratum.s3.context import (
+    Context,
+    canned_acl,
+    check_key,
+    checksum_headers,
+    conditions,
+    copy_source,
+    empty,
+    expect_owner,
+    iso_date,
+    object_metadata,
+    refuse_unbuilt,
+    version_id,
+    xml,
+)  # fmt: skip
+from stratum.s3.errors import S3Error, code_of
+from stratum.s3.xml import document, element, only, parse, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+    from xml.etree.ElementTree import Element
+
+    from werkzeug.wrappers import Response
+
+    from stratum.schema import BucketRow, Inode, ObjectMetadata
+    from stratum.transaction import MetadataTransaction
+
+    T = TypeVar("T")
+
+DELETE_KEYS_MAX = 1000
+_DELETE_BATCH = 100
+
+
+def receive(
+    context: Context, body: Body, commit: Callable[[NewContent, bytes, dict[str, str]], T], *, inline: bool = True
+) -> T:
+    """Take a body to where it will live, verify it, then `commit(content, md5, checksums)`; give it back on failure."""
+    size = body.size
+    limit = context.config.s3_object_bytes_max
+    if size is not None and size > limit:
+        raise S3Error(
+            "EntityTooLarge",
+            f"the object has {size} bytes; {limit} is the most",
+            MaxSizeAllowed=str(limit),
+            ProposedSize=str(size),
+        )
+    if size is not None and size <= INLINE_BYTES_MAX and (inline or size == 0):
+        data = b"".join(body.pieces())
+        md5, sums = body.verify()
+        return commit(NewContent(len(data), inline=data), md5, sums)
+    with context.volume.segments.writer(size) as writer:
+        for piece in body.pieces():
+            writer.write(piece)
+            if writer.size > limit:
+                raise S3Error("EntityTooLarge", f"the object is larger than {limit} bytes", MaxSizeAllowed=str(limit))
+        md5, sums = body.verify()
+        extents = writer.finish()
+        writer.committing()
+        result = commit(NewContent(writer.size, extents=extents), md5, sums)
+        writer.keep()
+        return result
+
+
+def _writable(context: Context) -> BucketRow:
+    with context.volume.snapshot() as reader:
+        bucket = context.bucket(reader)
+    access.check_bucket(bucket, context.identity, access.WRITE)
+    return bucket
+
+
+def put_object(context: Context) -> Response:
+    refuse_unbuilt(context.request)
+    check_key(context.key)
+    bucket = _writable(context)
+    acl = canned_acl(context, for_object=True)
+    owner = context.identity.user_id or bucket.owner
+    metadata = object_metadata(context, owner, acl)
+    wanted = conditions(context)
+    body = Body(context.request, context.identity)
+
+    def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> tuple[Inode, ObjectMetadata]:
+        full = replace(metadata, checksums=sums, checksum_type="FULL_OBJECT") if sums else metadata
+        request = objects.PutRequest(context.request.bucket, context.key, md5, full, conditions=wanted)
+        return context.volume.mutate(lambda tx: objects.put(tx, request, new)), full
+
+    inode, full = receive(context, body, commit)
+    return empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(full)})
+
+
+# -- copy -------------------------------------------------------------------------------------------------------------
+
+
+def checksum_algorithm(context: Context) -> str:
+    algorithm = (context.header("x-amz-checksum-algorithm") or "").upper()
+    if algorithm and algorithm not in checksums.ALGORITHMS:
+        raise S3Error(
+            "InvalidRequest", f"checksum algorithm {algorithm!r} is not one of {', '.join(checksums.ALGORITHMS)}"
+        )
+    return algorithm
+
+
+def find_source(context: Context, bucket_name: str, key: bytes, reader: object) -> objects.ObjectState:
+    """The copy source, after the same authorisation as a GET of it."""
+    from stratum.transaction import InodeReader
+
+    assert isinstance(reader, InodeReader)
+    bucket = expect_owner(buckets.get(reader, bucket_name), context.header("x-amz-source-expected-bucket-owner"))
+    try:
+        state = objects.head(reader, bucket, key)
+    except NoSuchKey:
+        access.check_bucket(bucket, context.identity, access.READ)
+        raise
+    access.check_object(bucket, state.metadata, context.identity, access.READ)
+    return state
+
+
+def hash_source(context: Context, state: objects.ObjectState, algorithm: str, start: int, stop: int) -> str:
+    """The checksum of bytes of a source, which must be held by the reader guard."""
+    hasher = checksums.new(algorithm)
+    with context.volume.snapshot() as reader:
+        plan = content.plan_read(reader, state.inode, start, stop)
+    for piece in content.read_planned(context.volume, plan, start, stop):
+        hasher.update(piece)
+    return checksums.encode(hasher.digest())
+
+
+def copy_object(context: Context) -> Response:
+    refuse_unbuilt(context.request)
+    check_key(context.key)
+    bucket = _writable(context)
+    source_bucket, source_key = copy_source(context)
+    directive = (context.header("x-amz-metadata-directive") or "COPY").upper()
+    if directive not in {"COPY", "REPLACE"} or (context.header("x-amz-tagging-directive") or "COPY").upper() not in {
+        "COPY",
+        "REPLACE",
+    }:
+        raise S3Error(
+            "InvalidArgument",
+            f"the directive {directive!r} is neither COPY nor REPLACE",
+            ArgumentName="x-amz-metadata-directive",
+        )
+    if (source_bucket, source_key) == (context.request.bucket, context.key) and directive == "COPY":
+        raise S3Error(
+            "InvalidRequest",
+            "an object is copied to itself only to change its metadata; send x-amz-metadata-directive: REPLACE",
+        )
+    owner = context.identity.user_id or bucket.owner
+    acl = canned_acl(context, for_object=True)
+    stored_acl = "" if acl == "private" else acl
+    algorithm = checksum_algorithm(context)
+    while True:
+        with context.volume.reading():
+            with context.volume.snapshot() as reader:
+                state = find_source(context, source_bucket, source_key, reader)
+            sums = None
+            if algorithm and (algorithm not in state.metadata.checksums or state.metadata.checksum_type == "COMPOSITE"):
+                sums = {algorithm: hash_source(context, state, algorithm, 0, state.size)}
+        request = objects.CopyRequest(
+            source_bucket, source_key, context.request.bucket, context.key,
+            metadata=object_metadata(context, owner, acl) if directive == "REPLACE" else None, owner=owner, acl=stored_acl,
+            source_conditions=conditions(context, "x-amz-copy-source-"), conditions=conditions(context), checksums=sums,
+            expected_source=(state.inode.number, state.inode.version),
+        )  # fmt: skip
+
+        def commit(tx: MetadataTransaction, request: objects.CopyRequest = request) -> tuple[Inode, ObjectMetadata]:
+            inode = objects.copy(tx, request)
+            return inode, objects.metadata_of(tx, inode)
+
+        try:
+            inode, metadata = context.volume.mutate(commit)
+            break
+        except TryAgain:
+            continue
+    parts = [element(f"Checksum{name}", value) for name, value in metadata.checksums.items()]
+    if parts:
+        parts.append(element("ChecksumType", metadata.checksum_type or "FULL_OBJECT"))
+    return xml(
+        document(
+            "CopyObjectResult",
+            element("LastModified", iso_date(inode.mtime_ns)),
+            element("ETag", f'"{inode.etag_text}"'),
+            *parts,
+        )
+    )
+
+
+# -- delete -----------------------------------------------------------------------------------------------------------
+
+
+def delete_object(context: Context) -> Response:
+    check_key(context.key)
+    version_id(context)
+    _writable(context)
+    wanted = conditions(context)
+
+    def commit(tx: MetadataTransaction) -> None:
+        objects.delete(tx, context.bucket(tx), context.key, wanted)
+
+    try:
+        context.volume.mutate(commit, frees=True)
+    except NoSuchKey:
+        if wanted.if_match is None:
+            raise
+        raise S3Error("NoSuchKey", "the key does not exist", Key=context.key.decode("utf-8", "replace")) from None
+    return empty(204)
+
+
+def delete_objects(context: Context) -> Response:
+    with context.volume.snapshot() as reader:
+        bucket = context.bucket(reader)
+    allowed = access.may_use_bucket(bucket, context.identity, access.WRITE)
+    tree_root = parse(Body(context.request, context.identity).read_all(), "Delete")
+    quiet = False
+    entries: list[Element] = []
+    for child in tree_root:
+        if child.tag == "Object":
+            only(child, ("Key", "VersionId", "ETag", "LastModifiedTime", "Size"))
+            entries.append(child)
+        elif child.tag == "Quiet":
+            quiet = (child.text or "").strip().lower() == "true"
+        else:
+            raise S3Error("MalformedXML", f"Delete has an unknown element {child.tag!r}")
+    if not 1 <= len(entries) <= DELETE_KEYS_MAX:
+        raise S3Error("MalformedXML", f"Delete lists from 1 to {DELETE_KEYS_MAX} objects")
+    outcomes: list[str] = []
+    for at in range(0, len(entries), _DELETE_BATCH):
+        outcomes += _delete_batch(context, entries[at : at + _DELETE_BATCH], quiet=quiet, allowed=allowed)
+    return xml(document("DeleteResult", *outcomes))
+
+
+def _delete_batch(context: Context, entries: list[Element], *, quiet: bool, allowed: bool) -> list[str]:
+    wanted = [_entry(entry) for entry in entries]
+
+    def commit(tx: MetadataTransaction) -> list[StratumError | None]:
+        bucket = context.bucket(tx)
+        results: list[StratumError | None] = []
+        for key, version, condition in wanted:
+            try:
+                if not allowed:
+                    raise S3Error("AccessDenied", "access denied")
+                tree.check_key(key)
+                if version not in {None, "null"}:
+                    raise S3Error("NoSuchVersion", "the version does not exist: this bucket has no versions")
+                objects.delete(tx, bucket, key, condition)
+                results.append(None)
+            except StratumError as error:
+                results.append(error)
+        return results
+
+    results = context.volume.mutate(commit, frees=True)
+    lines = []
+    for (key, version, _), error in zip(wanted, results, strict=True):
+        named = element("Key", key.decode("utf-8", "replace")) + element("VersionId", version)
+        if error is not None:
+            lines.append(f"<Error>{named}{element('Code', code_of(error))}{element('Message', error.message)}</Error>")
+        elif not quiet:
+            lines.append(f"<Deleted>{named}</Deleted>")
+    return lines
+
+
+def _entry(entry: Element) -> tuple[bytes, str | None, Conditions]:
+    child = entry.find("Key")
+    if child is None or not child.text:
+        raise S3Error("MalformedXML", "an Object to delete has no Key")
+    etag, when, size = text(entry, "ETag"), text(entry, "LastModifiedTime"), text(entry, "Size")
+    condition = NO_CONDITIONS
+    if etag or when or size:
+        try:
+            moment_s = _moment(when) if when else None
+            condition = Conditions(
+                if_match=etag or None, match_size=int(size) if size else None, match_last_modified_s=moment_s
+            )
+        except ValueError as error:
+            raise S3Error("MalformedXML", "an Object to delete has a malformed LastModifiedTime or Size") from error
+    return child.text.encode(), text(entry, "VersionId"), condition
+
+
+def _moment(value: str) -> int:
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(value).timestamp())
+    except ValueError:
+        return int(parsedate_to_datetime(value).timestamp())

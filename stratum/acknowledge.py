@@ -1,0 +1,147 @@
+"""Waiting until every live mount has forgotten what a commit replaced.
+
+A commit that logged changes is finished only when, for each mount that was live inside that transaction, the slot table
+says `applied >= transaction`. The poke over the mount's socket is a hint that makes it quick; what counts is the change log
+and the slot, so a writer that dies between commit and poke leaves nothing stale: the mount reads the log on its own.
+
+A mount that does not answer by the deadline is fenced: its FUSE connection is aborted and the mountpoint detached, because
+a stopped daemon's kernel cache would go on answering. Only then does the writer answer.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratum.errors import StratumError
+from stratum.log import get_logger
+from stratum.schema import key_u64, unpack_json
+
+if TYPE_CHECKING:
+    from stratum.committer import Mutation
+    from stratum.volume import Volume
+
+POKE = struct.Struct("<Q")
+log = get_logger("acknowledge")
+
+
+class Acknowledger:
+    """One thread a process; started by the first commit that needs it."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._queue: queue.SimpleQueue[tuple[list[Mutation[Any]], int] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._sockets: dict[int, socket.socket] = {}
+
+    def submit(self, batch: list[Mutation[Any]], transaction_id: int) -> None:
+        """Called by the committer: finish these mutations once the mounts have followed."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="acknowledger", daemon=True)
+            self._thread.start()
+        self._queue.put((batch, transaction_id))
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+        for connection in self._sockets.values():
+            connection.close()
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            waiting = [item]
+            ending = False
+            while True:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    ending = True
+                    break
+                waiting.append(more)
+            try:
+                self._wait(max(transaction_id for _, transaction_id in waiting))
+            except Exception:
+                log.exception("acknowledge_failed")
+            for batch, _ in waiting:
+                for mutation in batch:
+                    mutation.finish()
+            if ending:
+                return
+
+    def _mounts(self) -> dict[int, dict[str, Any]]:
+        with self._volume.snapshot() as reader:
+            rows = {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in reader.scan_prefix(b"T")}
+        rows.pop(self._volume.session.id, None)
+        return rows
+
+    def _wait(self, transaction_id: int) -> None:
+        deadline = time.monotonic() + self._volume.config.mount_acknowledge_s_max
+        for session, row in self._mounts().items():
+            while not self._applied(session, row, transaction_id):
+                if self._volume.session.is_dead(session) or time.monotonic() > deadline:
+                    self._drop(session)
+                    fence(self._volume, session, row)
+                    break
+                self._poke(session, row, transaction_id, deadline)
+
+    def _applied(self, session: int, row: dict[str, Any], transaction_id: int) -> bool:
+        owner, _, applied = self._volume.session.read_slot(row["slot"])
+        return owner == session and applied >= transaction_id
+
+    def _poke(self, session: int, row: dict[str, Any], transaction_id: int, deadline: float) -> None:
+        """Ask once and wait for the answer."""
+        try:
+            connection = self._sockets.get(session)
+            if connection is None:
+                connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                connection.settimeout(1.0)
+                with self._volume.meta_descriptor() as folder:  # keeps the path below the limit of 108 bytes
+                    connection.connect(f"/proc/self/fd/{folder}/{row['socket']}")
+                self._sockets[session] = connection
+            connection.settimeout(max(0.05, min(deadline - time.monotonic(), 1.0)))
+            connection.send(POKE.pack(transaction_id))
+            answer = connection.recv(POKE.size)
+            if not answer:
+                self._drop(session)
+                time.sleep(0.005)
+        except OSError:
+            self._drop(session)
+            time.sleep(0.005)
+
+    def _drop(self, session: int) -> None:
+        connection = self._sockets.pop(session, None)
+        if connection is not None:
+            connection.close()
+
+
+def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
+    """Make a mount that does not answer unable to answer anybody: abort its connection, detach it, forget its row."""
+    device, mountpoint = int(row["device"]), str(row["mountpoint"])
+    log.error("mount_fenced", session=session, mountpoint=mountpoint)
+    abort_connection(device)
+    subprocess.run(["umount", "--lazy", "--", mountpoint], check=False, capture_output=True, timeout=10)
+    try:
+        with volume.store.transact() as tx:
+            tx.delete(key_u64(b"T", session))
+    except StratumError as error:
+        log.error("mount_row_not_removed", session=session, error=str(error))
+
+
+def abort_connection(device: int) -> None:
+    """Ask the kernel to end a FUSE connection; every request on it fails from now on."""
+    try:
+        Path(f"/sys/fs/fuse/connections/{device}/abort").write_text("1")
+    except OSError as error:
+        log.debug("connection_not_aborted", device=device, error=str(error))

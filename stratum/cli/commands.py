@@ -1,0 +1,319 @@
+"""One function a command: options in, exit code out."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratum import buckets, volume
+from stratum import log as logs
+from stratum.config import CONFIG_NAME, load, parse_listen
+from stratum.errors import InvalidArgument
+from stratum.identity import Identities
+from stratum.volume import Volume
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from stratum.schema import BucketRow
+    from stratum.transaction import MetadataTransaction
+
+
+def _print(options: Namespace, document: Any, text: str) -> int:
+    print(json.dumps(document, ensure_ascii=False) if options.json else text)
+    return 0
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    if not rows:
+        return "(none)"
+    widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in columns]
+    lines = ["  ".join(column.ljust(width) for column, width in zip(columns, widths, strict=True))]
+    lines += [
+        "  ".join(str(row[column]).ljust(width) for column, width in zip(columns, widths, strict=True)) for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _free_listen(taken: set[int]) -> str:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in taken:
+            taken.add(port)
+            return f"127.0.0.1:{port}"
+
+
+def init(options: Namespace) -> int:
+    root = options.volume.absolute()
+    changed: dict[str, Any] = {}
+    taken: set[int] = set()
+    for key, given in (("s3.listen", options.s3_listen), ("admin.listen", options.admin_listen)):
+        if given:
+            taken.add(parse_listen(given, key)[1])
+    changed["s3.listen"] = options.s3_listen or _free_listen(taken)
+    changed["admin.listen"] = options.admin_listen or _free_listen(taken)
+    if options.mount:
+        mountpoint = options.mount.absolute()
+        if mountpoint == root or (root in mountpoint.parents and (root / "meta") in mountpoint.parents):
+            raise InvalidArgument(
+                f"the mountpoint {mountpoint} is inside the volume's own folders; choose another directory"
+            )
+        changed["mount.path"] = str(mountpoint)
+    if options.hot:
+        changed["volume.hot"] = [str(hot.absolute()) for hot in options.hot]
+    volume.create(root, changed)
+    with Volume(root, "init") as opened:
+        _, access_key, secret_key = Identities(opened).add_user("admin", admin=True)
+    config = load(root)
+    document = {
+        "volume": str(root), "config": str(root / CONFIG_NAME), "endpoint": config.endpoint, "admin": f"http://{config.admin_listen}",
+        "access_key": access_key, "secret_key": secret_key, "mount": config.mount_path or None,
+    }  # fmt: skip
+    text = (
+        f"volume      {root}\nendpoint    {config.endpoint}\naccess key  {access_key}\nsecret key  {secret_key}   (shown only now)\n"
+        f"mount       {config.mount_path or '(none)'}\nnext: stratum serve {root}"
+    )
+    return _print(options, document, text)
+
+
+def _set_up_logs(options: Namespace) -> None:
+    config = load(options.volume)
+    logs.set_up(config.log_format, config.log_level)
+
+
+def serve(options: Namespace) -> int:
+    from stratum import supervisor
+
+    _set_up_logs(options)
+
+    def announce(facts: dict[str, Any]) -> None:
+        text = f"ready: {facts['endpoint']}" + (f", mounted at {facts['mount']}" if facts["mount"] else "")
+        print(json.dumps(facts) if options.json else text, flush=True)
+
+    return supervisor.serve(options.volume.absolute(), announce)
+
+
+def s3(options: Namespace) -> int:
+    from stratum.processes import die_with_parent
+    from stratum.s3 import server
+
+    if options.supervised:
+        import signal
+
+        die_with_parent(signal.SIGTERM)
+    _set_up_logs(options)
+    server.serve(options.volume.absolute())
+    return 0
+
+
+def mount(options: Namespace) -> int:
+    from stratum.fuse import daemon
+    from stratum.housekeeping import Housekeeper
+    from stratum.processes import die_with_parent
+
+    if options.supervised:
+        import signal
+
+        die_with_parent(signal.SIGTERM)
+    _set_up_logs(options)
+    config = load(options.volume)
+    directory = options.directory or (Path(config.mount_path) if config.mount_path else None)
+    if directory is None:
+        raise InvalidArgument(f"no mountpoint: name one, or set mount.path in {options.volume / CONFIG_NAME}")
+
+    def ready() -> None:
+        if not options.supervised:
+            print(
+                json.dumps({"ready": True, "mount": str(directory)})
+                if options.json
+                else f"ready: mounted at {directory}",
+                flush=True,
+            )
+
+    with Volume(options.volume, "mount") as opened:
+        housekeeper = None if options.supervised else Housekeeper(opened)
+        try:
+            daemon.serve(opened, directory.absolute(), ready=ready)
+        finally:
+            if housekeeper is not None:
+                housekeeper.stop()
+    return 0
+
+
+def status(options: Namespace) -> int:
+    from stratum import supervisor
+
+    facts = supervisor.status(options.volume)
+    disks = "\n".join(
+        f"disk        {disk['path']}: {disk['free_bytes']} of {disk['total_bytes']} bytes free"
+        for disk in facts["disks"]
+    )
+    problems = "".join(f"\nproblem     {problem}" for problem in facts["problems"])
+    text = (
+        f"health      {facts['health']}{problems}\nvolume      {facts['volume']}\nendpoint    {facts['endpoint']}\nmount       {facts['mount'] or '(none)'}\n"
+        f"objects     {facts['objects']} in {facts['buckets']} buckets, {facts['bytes']} bytes\nmetadata    {facts['metadata_bytes']} bytes\n{disks}\n"
+        f"processes   {len(facts['processes'])}\n{_table(facts['processes'], ['role', 'pid', 'state'])}"
+    )
+    return _print(options, facts, text)
+
+
+def fsck(options: Namespace) -> int:
+    from stratum import fsck as checker
+
+    with Volume(options.volume, "fsck") as opened:
+        findings = checker.check(opened, repair=options.repair)
+    left = [finding for finding in findings if not finding.repaired]
+    code = 1 if left else 2 if findings else 0
+    document = {"findings": [asdict(finding) for finding in findings], "code": code}
+    lines = [
+        f"{finding.kind}: {finding.thing}: {finding.what}{' (repaired)' if finding.repaired else ''}"
+        for finding in findings
+    ]
+    lines.append(
+        "clean"
+        if not findings
+        else f"{len(findings)} finding(s), {len(findings) - len(left)} repaired"
+        + ("" if options.repair else "; --repair repairs")
+    )
+    _print(options, document, "\n".join(lines))
+    return code
+
+
+def gc(options: Namespace) -> int:
+    from stratum import fsck as checker
+
+    with Volume(options.volume, "gc") as opened:
+        leaks = checker.collect(opened, apply=options.apply)
+    document = {
+        "leaked_objects": len(leaks),
+        "leaked_bytes": sum(leak.size for leak in leaks),
+        "applied": options.apply,
+    }
+    text = f"{document['leaked_objects']} leaked, {document['leaked_bytes']} bytes" + (
+        " removed" if options.apply else "; --apply removes them"
+    )
+    return _print(options, document, text)
+
+
+# -- users and keys -----------------------------------------------------------------------------------------------------
+
+
+def user_add(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        user, access_key, secret_key = Identities(opened).add_user(
+            options.name, display_name=options.display_name, email=options.email, admin=options.admin
+        )
+    document = {"user_id": user.user_id, "name": user.name, "access_key": access_key, "secret_key": secret_key}
+    return _print(
+        options,
+        document,
+        f"user        {user.name} ({user.user_id})\naccess key  {access_key}\nsecret key  {secret_key}   (shown only now)",
+    )
+
+
+def user_list(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        rows = [asdict(user) for user in Identities(opened).users()]
+    return _print(options, rows, _table(rows, ["name", "user_id", "display_name", "email", "admin"]))
+
+
+def user_remove(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        Identities(opened).remove_user(options.name)
+    return _print(options, {"removed": options.name}, f"removed {options.name}")
+
+
+def key_create(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        access_key, secret_key = Identities(opened).create_key(options.name)
+    return _print(
+        options,
+        {"access_key": access_key, "secret_key": secret_key},
+        f"access key  {access_key}\nsecret key  {secret_key}   (shown only now)",
+    )
+
+
+def key_list(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        rows = Identities(opened).keys()
+    return _print(options, rows, _table(rows, ["access_key", "user"]))
+
+
+def key_revoke(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        Identities(opened).revoke_key(options.access_key)
+    return _print(options, {"revoked": options.access_key}, f"revoked {options.access_key}")
+
+
+# -- buckets ------------------------------------------------------------------------------------------------------------
+
+
+def _bucket_document(name: str, row: BucketRow) -> dict[str, Any]:
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row.created_ns // 1_000_000_000))
+    return {"name": name, "owner": row.owner, "created": created, "acl": row.acl, "anonymous": row.anonymous, "uid": row.uid, "gid": row.gid,
+            "file_mode": f"{row.file_mode:04o}", "dir_mode": f"{row.dir_mode:04o}"}  # fmt: skip
+
+
+def bucket_create(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        identities = Identities(opened)
+
+        def create(tx: MetadataTransaction) -> BucketRow:
+            if options.owner:
+                owner = identities.find(tx, options.owner)
+            else:
+                owner = min((user for user in identities.users() if user.admin), key=lambda user: user.created_ns)
+            return buckets.create(tx, options.name, owner.user_id)
+
+        row = opened.mutate(create)
+    return _print(options, _bucket_document(options.name, row), f"made bucket {options.name}")
+
+
+def bucket_list(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened, opened.snapshot() as reader:
+        rows = []
+        for name, row in buckets.scan(reader):
+            objects, size = buckets.usage(reader, row)
+            rows.append({**_bucket_document(name, row), "objects": objects, "bytes": size})
+    return _print(options, rows, _table(rows, ["name", "objects", "bytes", "acl", "anonymous"]))
+
+
+def bucket_remove(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        opened.mutate(lambda tx: buckets.remove(tx, options.name), frees=True)
+    return _print(options, {"removed": options.name}, f"removed bucket {options.name}")
+
+
+def bucket_set(options: Namespace) -> int:
+    names = ("anonymous", "uid", "gid", "file_mode", "dir_mode")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if not settings:
+        raise InvalidArgument("nothing to set: give --anonymous, --uid, --gid, --file-mode or --dir-mode")
+    with Volume(options.volume, "cli") as opened:
+        row = opened.mutate(lambda tx: buckets.change(tx, options.name, **settings))
+    return _print(options, _bucket_document(options.name, row), f"changed bucket {options.name}")
+
+
+# -- configuration ------------------------------------------------------------------------------------------------------
+
+
+def config_show(options: Namespace) -> int:
+    config = load(options.volume)
+    sections = config.as_dict()
+    text = "\n".join(
+        f"{section}.{name} = {json.dumps(value)}"
+        for section, table in sections.items()
+        for name, value in table.items()
+    )
+    return _print(options, sections, text)
+
+
+def config_check(options: Namespace) -> int:
+    load(options.volume)
+    return _print(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")

@@ -1,0 +1,211 @@
+"""`stratum.toml`: every key, its default and its meaning, in one table. Unknown keys are errors that name the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from stratum.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG_NAME = "stratum.toml"
+
+
+@dataclass(slots=True, frozen=True)
+class Setting:
+    """One key: `section.name`, its type, default and documentation."""
+
+    section: str
+    name: str
+    default: Any
+    help: str
+
+    @property
+    def attribute(self) -> str:
+        return f"{self.section}_{self.name}"
+
+
+SETTINGS = (
+    Setting("volume", "hot", ["hot"], "folders for data, relative to the volume or absolute"),
+    Setting("volume", "durability", "strict", '"strict": acknowledged means on the disk. "relaxed" is not built'),
+    Setting(
+        "volume", "free_bytes_min", 67108864, "ordinary writes stop when a disk has less free than this; deletes go on"
+    ),
+    Setting(
+        "metadata",
+        "map_bytes",
+        1099511627776,
+        "address space of the metadata store; never change it while a process has the volume open",
+    ),
+    Setting("metadata", "readers_max", 1024, "reader slots of the metadata store: processes x threads, and slack"),
+    Setting("s3", "listen", "127.0.0.1:0", "address of the S3 endpoint; init chooses a free port"),
+    Setting("s3", "workers", 2, "worker processes"),
+    Setting("s3", "threads", 8, "requests served at once by a worker"),
+    Setting("s3", "region", "us-east-1", "region named in signatures and by GetBucketLocation"),
+    Setting("s3", "domain", "", "virtual-host style: BUCKET.domain is that bucket; empty switches it off"),
+    Setting("s3", "signature_v2", True, "accept SigV2, which boto3 still presigns with by default"),
+    Setting("s3", "clock_skew_s_max", 900, "how far a signed request's date may be off"),
+    Setting("s3", "tls_certificate", "", "PEM file; with tls_key the endpoint speaks https"),
+    Setting("s3", "tls_key", "", "PEM file of the certificate's key"),
+    Setting("s3", "object_bytes_max", 5497558138880, "largest object (5 TiB)"),
+    Setting("admin", "listen", "127.0.0.1:0", "address reserved for health and metrics; init chooses a free port"),
+    Setting("mount", "path", "", "where `serve` mounts the volume; empty: it does not"),
+    Setting(
+        "mount", "dirty_bytes_max", 33554432, "written bytes a mount keeps in memory before they go to a data file"
+    ),
+    Setting("mount", "acknowledge_s_max", 5.0, "how long a mount may take to forget what changed before it is fenced"),
+    Setting("log", "format", "human", '"human" or "json"'),
+    Setting("log", "level", "info", '"debug", "info", "warning" or "error"'),
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Config:
+    """The settings of one volume. Attribute names are `section_key`."""
+
+    volume_hot: list[str]
+    volume_durability: str
+    volume_free_bytes_min: int
+    metadata_map_bytes: int
+    metadata_readers_max: int
+    s3_listen: str
+    s3_workers: int
+    s3_threads: int
+    s3_region: str
+    s3_domain: str
+    s3_signature_v2: bool
+    s3_clock_skew_s_max: int
+    s3_tls_certificate: str
+    s3_tls_key: str
+    s3_object_bytes_max: int
+    admin_listen: str
+    mount_path: str
+    mount_dirty_bytes_max: int
+    mount_acknowledge_s_max: float
+    log_format: str
+    log_level: str
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        sections: dict[str, dict[str, Any]] = {}
+        for setting in SETTINGS:
+            sections.setdefault(setting.section, {})[setting.name] = getattr(self, setting.attribute)
+        return sections
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.s3_tls_certificate else "http"
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://{self.s3_listen}"
+
+
+assert {field.name for field in fields(Config)} == {setting.attribute for setting in SETTINGS}
+
+_CHOICES = {
+    "volume.durability": ("strict",),
+    "log.format": ("human", "json"),
+    "log.level": ("debug", "info", "warning", "error"),
+}
+_AT_LEAST = {
+    "s3.workers": 1,
+    "s3.threads": 1,
+    "metadata.readers_max": 64,
+    "metadata.map_bytes": 1 << 28,
+    "volume.free_bytes_min": 0,
+    "mount.dirty_bytes_max": 1 << 20,
+}
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1, 0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def parse_listen(text: str, key: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigInvalid(f"{key} = {text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def parse(text: str, where: str) -> Config:
+    """Raises `ConfigInvalid` for anything that is not exactly a known key of the right type."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"{where} is not TOML: {error}") from error
+    known = {(setting.section, setting.name): setting for setting in SETTINGS}
+    values = {setting.attribute: setting.default for setting in SETTINGS}
+    sections = sorted({setting.section for setting in SETTINGS})
+    for section, table in document.items():
+        if section not in sections or not isinstance(table, dict):
+            raise ConfigInvalid(f"{where}: unknown section [{section}]{_nearest(section, sections)}")
+        for name, value in table.items():
+            setting = known.get((section, name))
+            if setting is None:
+                names = [s.name for s in SETTINGS if s.section == section]
+                raise ConfigInvalid(f"{where}: unknown key {section}.{name}{_nearest(name, names)}")
+            values[setting.attribute] = _checked(setting, value, where)
+    config = Config(**values)
+    if bool(config.s3_tls_certificate) != bool(config.s3_tls_key):
+        raise ConfigInvalid(f"{where}: s3.tls_certificate and s3.tls_key go together; set both or neither")
+    parse_listen(config.s3_listen, "s3.listen")
+    parse_listen(config.admin_listen, "admin.listen")
+    return config
+
+
+def _checked(setting: Setting, value: Any, where: str) -> Any:
+    key, wanted = f"{setting.section}.{setting.name}", type(setting.default)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted or (wanted is list and not all(isinstance(item, str) for item in value)):
+        raise ConfigInvalid(
+            f"{where}: {key} = {value!r} is not of type {wanted.__name__}; the default is {setting.default!r}"
+        )
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise ConfigInvalid(f"{where}: {key} = {value!r} is not one of {', '.join(_CHOICES[key])}")
+    if key in _AT_LEAST and value < _AT_LEAST[key]:
+        raise ConfigInvalid(f"{where}: {key} = {value!r} is below {_AT_LEAST[key]}")
+    if setting.name == "hot" and not value:
+        raise ConfigInvalid(f"{where}: {key} needs at least one folder")
+    return value
+
+
+def load(volume: Path) -> Config:
+    path = volume / CONFIG_NAME
+    try:
+        text = path.read_text()
+    except FileNotFoundError as error:
+        raise ConfigInvalid(
+            f"{volume} is not a volume: {CONFIG_NAME} is missing; `stratum init {volume}` makes one"
+        ) from error
+    return parse(text, str(path))
+
+
+def render(changed: dict[str, Any]) -> str:
+    """A commented file with every key; `changed` maps `section.key` to a value."""
+    lines = ["# A Stratum volume. Every key stands here with its default unless init was told otherwise."]
+    section = ""
+    for setting in SETTINGS:
+        if setting.section != section:
+            section = setting.section
+            lines += ["", f"[{section}]"]
+        value = changed.get(f"{section}.{setting.name}", setting.default)
+        lines += [f"# {setting.help}", f"{setting.name} = {_toml(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)

@@ -1,0 +1,191 @@
+"""The bytes of an inode: inline for small ones, slices of extents otherwise; how they are put, read and freed.
+
+Invariants
+* Content reaches an inode only in the transaction that makes it durable and visible.
+* A read works on the slices of one snapshot; the volume's reader guard keeps their extents until it ends.
+* Every byte returned was verified against its checksum.
+* Inline bytes are a prefix of the file; what lies behind them up to its size is a hole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stratum.errors import DataDamaged, NotFound
+from stratum.schema import Inode, Kind, Slice, key_u64, prefix_range
+from stratum.segments import CHECKSUM_BYTES, checksum
+from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stratum.segments import PreparedExtent
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+INLINE_BYTES_MAX = 16 * 1024
+"""Files up to this size live in the metadata store. See docs/decisions/0003-inline-size.md."""
+READ_BYTES = 1024 * 1024
+EMPTY_MD5 = hashlib.md5(b"").digest()
+_ZEROS = bytes(READ_BYTES)
+
+
+@dataclass(slots=True)
+class NewContent:
+    """Bytes ready to be committed: either `inline` or durable `extents`."""
+
+    size: int
+    inline: bytes | None = None
+    extents: list[PreparedExtent] = field(default_factory=list)
+
+
+def get_inline(reader: InodeReader, number: int) -> bytes:
+    """The content of an inline file, verified."""
+    raw = reader.get(key_u64(b"N", number))
+    if raw is None:
+        raise DataDamaged(f"the content of inode {number} (its row is gone)", "the metadata store")
+    data = raw[CHECKSUM_BYTES:]
+    if checksum(data) != raw[:CHECKSUM_BYTES]:
+        raise DataDamaged(f"the content of inode {number}", "the metadata store")
+    return data
+
+
+def put_inline(tx: MetadataTransaction, inode: Inode, data: bytes) -> None:
+    inode.flags |= Inode.INLINE
+    tx.put(key_u64(b"N", inode.number), checksum(data) + data)
+
+
+def drop_inline(tx: MetadataTransaction, inode: Inode) -> None:
+    if inode.flags & Inode.INLINE:
+        inode.flags &= ~Inode.INLINE
+        tx.delete(key_u64(b"N", inode.number))
+
+
+def set_size(tx: MetadataTransaction, inode: Inode, size: int) -> None:
+    tx.usage(inode.bucket, 0, size - inode.size)
+    inode.size = size
+    tx.dirty(inode)
+
+
+def put_new(tx: MetadataTransaction, inode: Inode, new: NewContent) -> None:
+    """Give a fresh inode its content."""
+    if new.inline is not None:
+        if new.inline:
+            put_inline(tx, inode, new.inline)
+    else:
+        at = 0
+        for prepared in new.extents:
+            tx.add_extent(prepared)
+            tx.put_slice(inode.number, Slice(at, prepared.length, prepared.number, 0))
+            at += prepared.length
+        assert at == new.size, "the extents are not as long as the content"
+    set_size(tx, inode, new.size)
+
+
+def share(
+    tx: MetadataTransaction, source: Inode, target: Inode, *, start: int = 0, stop: int | None = None, at: int = 0
+) -> None:
+    """Let `target` show bytes [start, stop) of `source` from `at` on, without copying extents.
+
+    Inline content is copied, which needs `target` to be empty so far.
+    """
+    stop = source.size if stop is None else stop
+    if source.flags & Inode.INLINE:
+        assert at == 0, "inline content starts a file"
+        put_inline(tx, target, get_inline(tx, source.number)[start:stop])
+    else:
+        for piece in tx.slices(source.number, start, stop):
+            first, last = max(piece.file_offset, start), min(piece.end, stop)
+            tx.put_slice(
+                target.number,
+                Slice(at + first - start, last - first, piece.extent, piece.extent_offset + first - piece.file_offset),
+            )
+            tx.reference_extent(piece.extent, 1)
+    set_size(tx, target, max(target.size, at + stop - start))
+
+
+def free_inode(tx: MetadataTransaction, inode: Inode) -> None:
+    """Remove an inode without names; many slices go later, in small transactions."""
+    number = inode.number
+    drop_inline(tx, inode)
+    if inode.flags & Inode.HAS_METADATA:
+        tx.delete(key_u64(b"M", number))
+    for key, _ in list(tx.scan(*prefix_range(key_u64(b"Y", number)))):
+        tx.delete(key)
+    if inode.kind == Kind.FILE:
+        tx.usage(inode.bucket, 0, -inode.size)
+        if not tx.free_slices(number, SLICES_FREED_AT_ONCE_MAX):
+            tx.put(key_u64(b"W", number), b"")
+    tx.remove_inode(number)
+
+
+@dataclass(slots=True)
+class ReadPlan:
+    """One committed state of a file's bytes."""
+
+    inode: Inode
+    inline: bytes | None
+    slices: list[Slice]
+
+
+def plan_read(reader: InodeReader, inode: Inode, start: int = 0, stop: int | None = None) -> ReadPlan:
+    """What is needed to read [start, stop) later. With slices, the caller must hold the volume's reader guard."""
+    if inode.flags & Inode.INLINE:
+        return ReadPlan(inode, get_inline(reader, inode.number), [])
+    if inode.kind != Kind.FILE or not inode.size:
+        return ReadPlan(inode, b"", [])
+    return ReadPlan(inode, None, reader.slices(inode.number, start, inode.size if stop is None else stop))
+
+
+def read_extent(volume: Volume, number: int, start: int, stop: int) -> bytes | memoryview:
+    """Bytes of an extent. On damage its row is read again: it may have moved since."""
+    with volume.snapshot() as reader:
+        row, checksums = reader.extent(number)
+    try:
+        return volume.segments.read(number, row.segment, row.offset, row.length, checksums, start, stop)
+    except DataDamaged:
+        with volume.snapshot() as reader:
+            again, checksums = reader.extent(number)
+        if again.generation == row.generation:
+            volume.damage_seen(number)
+            raise
+        return volume.segments.read(number, again.segment, again.offset, again.length, checksums, start, stop)
+
+
+def read_planned(volume: Volume, plan: ReadPlan, start: int, stop: int) -> Iterator[bytes | memoryview]:
+    """The bytes [start, stop) in pieces of at most READ_BYTES; holes are zeros."""
+    if plan.inline is not None:
+        yield plan.inline[start:stop]
+        yield from _zeros(max(start, len(plan.inline)), stop)
+        return
+    at = start
+    for piece in plan.slices:
+        if piece.end <= at:
+            continue
+        if piece.file_offset >= stop:
+            break
+        yield from _zeros(at, min(piece.file_offset, stop))
+        at = max(at, piece.file_offset)
+        end = min(piece.end, stop)
+        while at < end:
+            inside = at - piece.file_offset + piece.extent_offset
+            count = min(READ_BYTES - inside % READ_BYTES, end - at)
+            yield read_extent(volume, piece.extent, inside, inside + count)
+            at += count
+    yield from _zeros(at, stop)
+
+
+def _zeros(start: int, stop: int) -> Iterator[bytes]:
+    while start < stop:
+        count = min(stop - start, READ_BYTES)
+        yield _ZEROS if count == READ_BYTES else bytes(count)
+        start += count
+
+
+def require_inode(reader: InodeReader, number: int) -> Inode | None:
+    try:
+        return reader.inode(number)
+    except NotFound:
+        return None

@@ -1,0 +1,393 @@
+"""What the mount does to the volume, as functions over a transaction: POSIX semantics without a kernel.
+
+Every function checks first and writes then. Permission bits are the kernel's to enforce (default_permissions); what is
+kept here is structure: kinds, links, emptiness, buckets.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stratum import buckets, content, mount_names, tree
+from stratum.errors import (
+    CrossDevice,
+    DirectoryNotEmpty,
+    Exists,
+    InvalidArgument,
+    InvalidName,
+    IsADirectory,
+    NameTooLong,
+    NoSuchAttribute,
+    NotADirectory,
+    NotFound,
+    NotPermitted,
+)  # fmt: skip
+from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64, prefix_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stratum.transaction import InodeReader, MetadataTransaction
+
+XATTR_BYTES_MAX = 64 * 1024
+XATTR_NAME_BYTES_MAX = 255
+SYMLINK_BYTES_MAX = 4095
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+KIND_OF_FORMAT = {
+    stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK, stat.S_IFIFO: Kind.FIFO, stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFCHR: Kind.CHARACTER_DEVICE, stat.S_IFBLK: Kind.BLOCK_DEVICE,
+}  # fmt: skip
+FORMAT_OF_KIND = {int(kind): format_bits for format_bits, kind in KIND_OF_FORMAT.items()}
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    uid: int
+    gid: int
+    umask: int = 0
+
+
+def lookup(reader: InodeReader, parent: int, name: bytes) -> Inode:
+    """Raises `NotFound`."""
+    if len(name) > mount_names.NAME_BYTES_MAX:
+        raise NameTooLong(f"a name of {len(name)} bytes; 255 is the most")
+    if name == mount_names.BODY:
+        body = mount_names.body_of(reader, parent)
+        if body:
+            return reader.inode(body)
+    found = mount_names.find(reader, parent, name)
+    if found is None:
+        raise NotFound(f"{os.fsdecode(name)!r} does not exist")
+    return reader.inode(found[1].inode)
+
+
+def _check_new_name(reader: InodeReader, parent: int, name: bytes) -> Inode:
+    """The parent, if something may be made in it under `name`."""
+    if len(name) > mount_names.NAME_BYTES_MAX:
+        raise NameTooLong(f"a name of {len(name)} bytes; 255 is the most")
+    if mount_names.looks_like_alias(name):
+        raise InvalidName(
+            f"{os.fsdecode(name)!r} begins with {mount_names.MARK.decode()!r}, which is reserved for keys that paths cannot hold; choose another name"
+        )
+    try:
+        name.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidName("a name on this volume is an S3 key too and must be valid UTF-8; convert it") from error
+    directory = reader.inode(parent)
+    if directory.kind != Kind.DIRECTORY:
+        raise NotADirectory(f"inode {parent} is not a directory")
+    if directory.nlink == 0:
+        raise NotFound("the directory was removed")
+    return directory
+
+
+def _check_free(reader: InodeReader, parent: int, name: bytes) -> None:
+    if mount_names.find(reader, parent, name) is not None:
+        raise Exists(f"{os.fsdecode(name)!r} exists already")
+
+
+def _owner_of_new(parent: Inode, caller: Caller) -> tuple[int, bool]:
+    """(gid, whether a directory inherits set-group-id)."""
+    return (parent.gid, True) if parent.mode & stat.S_ISGID else (caller.gid, False)
+
+
+def make(
+    tx: MetadataTransaction, parent: int, name: bytes, mode: int, caller: Caller, *, rdev: int = 0, target: bytes = b""
+) -> Inode:
+    """Make a file, directory, symlink (`target`) or special file. At the root only mkdir, which is CreateBucket."""
+    kind = KIND_OF_FORMAT.get(stat.S_IFMT(mode))
+    if kind is None:
+        raise InvalidArgument(f"mode {mode:o} names no kind of file")
+    directory = _check_new_name(tx, parent, name)
+    _check_free(tx, parent, name)
+    gid, inherits = _owner_of_new(directory, caller)
+    bits = mode & 0o7777 & ~caller.umask if kind != Kind.SYMLINK else 0o777
+    if parent == ROOT_INODE:
+        if kind != Kind.DIRECTORY:
+            raise NotPermitted("the root of the mount holds buckets only; make files inside one")
+        owner = _bucket_owner(tx)
+        row = buckets.create(tx, os.fsdecode(name), owner, mode=bits, uid=caller.uid, gid=gid)
+        return tx.inode(row.inode)
+    if len(target) > SYMLINK_BYTES_MAX:
+        raise NameTooLong(f"a symlink target of {len(target)} bytes; {SYMLINK_BYTES_MAX} is the most")
+    if kind == Kind.DIRECTORY:
+        inode = tree.new_directory(
+            tx, directory, mode=bits | (stat.S_ISGID if inherits else 0), uid=caller.uid, gid=gid, explicit=True
+        )
+    else:
+        inode = Inode(
+            tx.new_id(), kind, mode=bits, uid=caller.uid, gid=gid, now_ns=tx.now_ns, bucket=directory.bucket, rdev=rdev
+        )
+        tx.add_inode(inode)
+        if target:
+            content.put_inline(tx, inode, target)
+            inode.size = len(target)
+    tree.attach(tx, directory, mount_names.entry_of_name(kind, name), Dentry(inode.number, kind))
+    return inode
+
+
+def _bucket_owner(tx: MetadataTransaction) -> str:
+    """Buckets made through the mount belong to the first administrator."""
+    from stratum.schema import UserRow, unpack_json
+
+    admins = [user for _, raw in tx.scan_prefix(b"R") if (user := UserRow(**unpack_json(raw))).admin]
+    return min(admins, key=lambda user: user.created_ns).user_id if admins else ""
+
+
+def link(tx: MetadataTransaction, number: int, parent: int, name: bytes) -> Inode:
+    directory = _check_new_name(tx, parent, name)
+    _check_free(tx, parent, name)
+    inode = tx.inode(number)
+    if inode.kind == Kind.DIRECTORY or parent == ROOT_INODE:
+        raise NotPermitted("directories have one name, and the root holds buckets only")
+    if inode.bucket != directory.bucket:
+        raise CrossDevice("a hard link stays in its bucket; copy the file instead")
+    if inode.nlink == 0:
+        raise NotFound("the file was removed")
+    tree.add_link(tx, inode)
+    tree.attach(tx, directory, name, Dentry(number, inode.kind))
+    return inode
+
+
+def _kept(tx: MetadataTransaction, directory: Inode) -> None:
+    """A directory that the mount emptied stays."""
+    if not directory.entries and not directory.explicit:
+        tree.change_liveness(tx, directory, tree.set_explicit)
+
+
+def unlink(tx: MetadataTransaction, parent: int, name: bytes, still_used: Callable[[int], bool]) -> int:
+    """The inode that lost the name."""
+    if name == mount_names.BODY and mount_names.body_of(tx, parent):
+        raise NotPermitted("this is the object of the directory itself; delete its key through S3")
+    found = mount_names.find(tx, parent, name)
+    if found is None:
+        raise NotFound(f"{os.fsdecode(name)!r} does not exist")
+    entry, dentry = found
+    if dentry.kind == Kind.DIRECTORY:
+        raise IsADirectory(f"{os.fsdecode(name)!r} is a directory; use rmdir")
+    directory = tx.inode(parent)
+    tree.detach(tx, directory, entry, dentry)
+    tree.drop_link(tx, tx.inode(dentry.inode), still_used)
+    _kept(tx, directory)
+    return dentry.inode
+
+
+def rmdir(tx: MetadataTransaction, parent: int, name: bytes, still_used: Callable[[int], bool]) -> int:
+    found = mount_names.find(tx, parent, name)
+    if found is None:
+        raise NotFound(f"{os.fsdecode(name)!r} does not exist")
+    entry, dentry = found
+    if dentry.kind != Kind.DIRECTORY:
+        raise NotADirectory(f"{os.fsdecode(name)!r} is not a directory")
+    inode = tx.inode(dentry.inode)
+    if inode.entries or mount_names.body_of(tx, dentry.inode):
+        raise DirectoryNotEmpty(f"{os.fsdecode(name)!r} is not empty")
+    if parent == ROOT_INODE:
+        buckets.remove(tx, os.fsdecode(name), also_explicit=False)
+        return dentry.inode
+    _remove_directory(tx, parent, entry, inode, still_used)
+    _kept(tx, tx.inode(parent))
+    return dentry.inode
+
+
+def _remove_directory(
+    tx: MetadataTransaction, parent: int, entry: bytes, inode: Inode, still_used: Callable[[int], bool]
+) -> None:
+    """Remove an empty directory, its empty own object included."""
+    owned = inode.object_inode
+    tree.detach(tx, tx.inode(parent), entry, Dentry(inode.number, Kind.DIRECTORY))
+    if owned:
+        inode.rdev = 0
+        tx.usage(inode.bucket, -1, 0)
+        tree.drop_link(tx, tx.inode(owned), still_used)
+    tree.drop_directory(tx, inode, still_used)
+
+
+def rename(
+    tx: MetadataTransaction,
+    old_parent: int,
+    old_name: bytes,
+    new_parent: int,
+    new_name: bytes,
+    flags: int,
+    still_used: Callable[[int], bool],
+) -> None:
+    """What rename(2) does, with NOREPLACE and EXCHANGE. O(1), also for directories."""
+    found = mount_names.find(tx, old_parent, old_name)
+    if found is None:
+        raise NotFound(f"{os.fsdecode(old_name)!r} does not exist")
+    entry, dentry = found
+    target = mount_names.find(tx, new_parent, new_name)
+    if target is None or not mount_names.looks_like_alias(new_name):
+        _check_new_name(tx, new_parent, new_name)
+    if ROOT_INODE in {old_parent, new_parent}:
+        raise NotPermitted(
+            "buckets cannot be renamed, and the root holds nothing else; make a bucket and move the content"
+        )
+    source = tx.inode(dentry.inode)
+    _check_same_bucket(tx, source, new_parent)
+    if dentry.kind == Kind.DIRECTORY:
+        _check_not_below(tx, dentry.inode, new_parent)
+    if flags & RENAME_EXCHANGE:
+        if target is None:
+            raise NotFound(f"{os.fsdecode(new_name)!r} does not exist")
+        _exchange(tx, old_parent, found, new_parent, target, old_name, new_name)
+        return
+    if target is not None:
+        if flags & RENAME_NOREPLACE:
+            raise Exists(f"{os.fsdecode(new_name)!r} exists already")
+        if target[1].inode == dentry.inode:
+            return
+        _check_replaceable(tx, dentry, target[1], new_name)
+    tree.detach(tx, tx.inode(old_parent), entry, dentry)
+    if target is not None:
+        victim = tx.inode(target[1].inode)
+        if target[1].kind == Kind.DIRECTORY:
+            _remove_directory(tx, new_parent, target[0], victim, still_used)
+        else:
+            tree.detach(tx, tx.inode(new_parent), target[0], target[1])
+            tree.drop_link(tx, victim, still_used)
+    new_entry = (
+        target[0]
+        if target is not None and (target[1].kind == Kind.DIRECTORY) == (dentry.kind == Kind.DIRECTORY)
+        else mount_names.entry_of_name(dentry.kind, new_name)
+    )
+    _arrive(tx, source, new_parent, new_entry, dentry)
+    _kept(tx, tx.inode(old_parent))
+
+
+def _arrive(tx: MetadataTransaction, source: Inode, new_parent: int, new_entry: bytes, dentry: Dentry) -> None:
+    parent = tx.inode(new_parent)
+    if dentry.kind == Kind.DIRECTORY:
+        source.parent = new_parent
+    elif source.bucket != parent.bucket:
+        if source.kind == Kind.FILE:
+            tx.usage(source.bucket, 0, -source.size)
+            tx.usage(parent.bucket, 0, source.size)
+        source.bucket = parent.bucket
+    source.ctime_ns = tx.now_ns
+    tx.dirty(source)
+    tree.attach(tx, parent, new_entry, dentry)
+
+
+def _check_same_bucket(tx: MetadataTransaction, source: Inode, new_parent: int) -> None:
+    if source.bucket == tx.inode(new_parent).bucket:
+        return
+    if source.kind == Kind.DIRECTORY or source.nlink > 1:
+        raise CrossDevice("directories and hard-linked files stay in their bucket; copy and delete instead")
+
+
+def _check_not_below(tx: MetadataTransaction, directory: int, new_parent: int) -> None:
+    at = new_parent
+    while at:
+        if at == directory:
+            raise InvalidArgument("a directory cannot be moved below itself")
+        at = tx.inode(at).parent
+
+
+def _check_replaceable(tx: MetadataTransaction, source: Dentry, target: Dentry, name: bytes) -> None:
+    if target.kind == Kind.DIRECTORY:
+        if source.kind != Kind.DIRECTORY:
+            raise IsADirectory(f"{os.fsdecode(name)!r} is a directory")
+        if tx.inode(target.inode).entries or mount_names.body_of(tx, target.inode):
+            raise DirectoryNotEmpty(f"{os.fsdecode(name)!r} is not empty")
+    elif source.kind == Kind.DIRECTORY:
+        raise NotADirectory(f"{os.fsdecode(name)!r} is not a directory")
+
+
+def _exchange(
+    tx: MetadataTransaction,
+    old_parent: int,
+    first: tuple[bytes, Dentry],
+    new_parent: int,
+    second: tuple[bytes, Dentry],
+    old_name: bytes,
+    new_name: bytes,
+) -> None:
+    other = tx.inode(second[1].inode)
+    _check_same_bucket(tx, other, old_parent)
+    if second[1].kind == Kind.DIRECTORY:
+        _check_not_below(tx, other.number, old_parent)
+    if first[1].inode == second[1].inode:
+        return
+    tree.detach(tx, tx.inode(old_parent), *first)
+    tree.detach(tx, tx.inode(new_parent), *second)
+    _arrive(tx, tx.inode(first[1].inode), new_parent, mount_names.entry_of_name(first[1].kind, new_name), first[1])
+    _arrive(tx, other, old_parent, mount_names.entry_of_name(second[1].kind, old_name), second[1])
+
+
+@dataclass(slots=True, frozen=True)
+class Attributes:
+    """What setattr changes; None leaves a value as it is."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+def set_attributes(tx: MetadataTransaction, number: int, wanted: Attributes) -> Inode:
+    inode = tx.inode(number)
+    if wanted.mode is not None:
+        inode.mode = wanted.mode & 0o7777
+    if wanted.uid is not None:
+        inode.uid = wanted.uid
+    if wanted.gid is not None:
+        inode.gid = wanted.gid
+    if wanted.atime_ns is not None:
+        inode.atime_ns = wanted.atime_ns
+    if wanted.mtime_ns is not None:
+        inode.mtime_ns = wanted.mtime_ns
+    inode.ctime_ns = tx.now_ns
+    tx.dirty(inode)
+    tx.changed(0, b"", number)
+    return inode
+
+
+def read_symlink(reader: InodeReader, number: int) -> bytes:
+    inode = reader.inode(number)
+    if inode.kind != Kind.SYMLINK:
+        raise InvalidArgument(f"inode {number} is not a symlink")
+    return content.get_inline(reader, number)
+
+
+# -- extended attributes ----------------------------------------------------------------------------------------------
+
+
+def get_attribute(reader: InodeReader, number: int, name: bytes) -> bytes:
+    value = reader.get(key_u64(b"Y", number) + name) if len(name) <= XATTR_NAME_BYTES_MAX else None
+    if value is None:
+        raise NoSuchAttribute(f"attribute {os.fsdecode(name)!r} is not set")
+    return value
+
+
+def list_attributes(reader: InodeReader, number: int) -> list[bytes]:
+    return [key[9:] for key, _ in reader.scan(*prefix_range(key_u64(b"Y", number)))]
+
+
+def set_attribute(tx: MetadataTransaction, number: int, name: bytes, value: bytes) -> None:
+    if not 0 < len(name) <= XATTR_NAME_BYTES_MAX or len(value) > XATTR_BYTES_MAX:
+        raise InvalidArgument(
+            f"an attribute has a name of 1 to {XATTR_NAME_BYTES_MAX} bytes and at most {XATTR_BYTES_MAX} bytes of value"
+        )
+    inode = tx.inode(number)
+    tx.put(key_u64(b"Y", number) + name, value)
+    inode.ctime_ns = tx.now_ns
+    tx.dirty(inode)
+    tx.changed(0, b"", number)
+
+
+def remove_attribute(tx: MetadataTransaction, number: int, name: bytes) -> None:
+    get_attribute(tx, number, name)
+    inode = tx.inode(number)
+    tx.delete(key_u64(b"Y", number) + name)
+    inode.ctime_ns = tx.now_ns
+    tx.dirty(inode)
+    tx.changed(0, b"", number)

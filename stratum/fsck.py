@@ -1,0 +1,588 @@
+"""`fsck` and `gc`: does every row agree with every other, and does every byte on disk belong to somebody.
+
+`check` reads the metadata in one snapshot (memory grows with the number of inodes), then every stored byte. Without
+`repair` it may run beside a served volume. With it, it wants the volume alone, because a repair believes counts it made
+before. What cannot be repaired without inventing bytes is reported and left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from stratum import buckets, content, housekeeping, longkeys, tree
+from stratum.errors import Busy, DataDamaged, NotFound
+from stratum.log import get_logger
+from stratum.multipart import scan_all_parts
+from stratum.schema import (
+    ROOT_INODE,
+    BucketRow,
+    Dentry,
+    ExtentRow,
+    Inode,
+    Kind,
+    SegmentRow,
+    Slice,
+    key_u64,
+    key_u64_u64,
+    pack_json,
+    prefix_range,
+    split_u64_u64,
+    unpack_json,
+    unpack_u64,
+)  # fmt: skip
+from stratum.segments import ALIGNMENT_BYTES, punch_hole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+log = get_logger("fsck")
+LOST_AND_FOUND = b"lost+found/"
+
+
+@dataclass(slots=True)
+class Finding:
+    """`kind` is stable for programs; `thing` names what is affected, `what` says what is wrong."""
+
+    kind: str
+    thing: str
+    what: str
+    repaired: bool = False
+
+
+class _Checker:
+    def __init__(self, volume: Volume, reader: InodeReader) -> None:
+        self.volume = volume
+        self.findings: list[tuple[Finding, Callable[[MetadataTransaction], None] | None]] = []
+        self.inodes = {
+            unpack_u64(key[1:])[0]: Inode.unpack(unpack_u64(key[1:])[0], raw)
+            for key, raw in reader.scan(*prefix_range(b"I"))
+        }
+        self.buckets = dict(buckets.scan(reader))
+        self.parents: dict[int, tuple[int, bytes]] = {}
+        self.links: Counter[int] = Counter()
+        self.entries: Counter[int] = Counter()
+        self.subdirectories: Counter[int] = Counter()
+        self.live_files: Counter[int] = Counter()
+        self.objects: Counter[int] = Counter()
+        self.bad_extents: set[int] = set()
+
+    def found(
+        self, kind: str, thing: str, what: str, repair: Callable[[MetadataTransaction], None] | None = None
+    ) -> None:
+        self.findings.append((Finding(kind, thing, what), repair))
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def check_tree(self, reader: InodeReader) -> None:
+        reached: set[int] = set()
+        pending = [ROOT_INODE]
+        while pending:
+            directory = pending.pop()
+            if directory in reached:
+                continue
+            reached.add(directory)
+            for entry, dentry in tree.scan_dentries(reader, directory):
+                inode = self.inodes.get(dentry.inode)
+                thing = f"entry {entry!r} of directory {directory:#x}"
+                if inode is None or inode.kind != dentry.kind:
+                    self.found(
+                        "dangling-entry",
+                        thing,
+                        f"names inode {dentry.inode:#x}, which is missing or of another kind",
+                        self._remove_entry(directory, entry),
+                    )
+                    continue
+                self.links[dentry.inode] += 1
+                self.entries[directory] += 1
+                if dentry.kind == Kind.DIRECTORY:
+                    self.subdirectories[directory] += 1
+                    self.parents[dentry.inode] = (directory, entry)
+                    pending.append(dentry.inode)
+                elif dentry.kind == Kind.FILE:
+                    self.live_files[directory] += 1
+                    self.objects[inode.bucket] += 1
+            owned = self.inodes[directory].object_inode
+            if owned:
+                if owned in self.inodes:
+                    self.links[owned] += 1
+                    self.objects[self.inodes[directory].bucket] += 1
+                else:
+                    self.found(
+                        "dangling-object",
+                        f"directory {directory:#x}",
+                        f"its own object {owned:#x} is missing",
+                        self._clear_object(directory),
+                    )
+        self._check_buckets(reader)
+        self._check_directories(reached)
+        self._check_links(reader, reached)
+
+    def _remove_entry(self, directory: int, entry: bytes) -> Callable[[MetadataTransaction], None]:
+        return lambda tx: (longkeys.delete(tx, b"D", directory, entry), None)[1]
+
+    def _clear_object(self, directory: int) -> Callable[[MetadataTransaction], None]:
+        def clear(tx: MetadataTransaction) -> None:
+            inode = tx.inode(directory)
+            inode.rdev = 0
+            tx.dirty(inode)
+
+        return clear
+
+    def _check_buckets(self, reader: InodeReader) -> None:
+        for name, row in self.buckets.items():
+            dentry = tree.bucket_directory(reader, name)
+            if dentry is not None and dentry.inode == row.inode:
+                continue
+            if row.inode in self.inodes and dentry is None:
+                self.found(
+                    "bucket-without-entry",
+                    name,
+                    "its directory has no name",
+                    lambda tx, name=name, row=row: self._name_bucket(tx, name, row),
+                )  # type: ignore[misc]
+            else:
+                self.found(
+                    "bucket-without-directory",
+                    name,
+                    f"its directory {row.inode:#x} is missing",
+                    lambda tx, name=name: (tx.delete(b"B" + name.encode()), None)[1],
+                )  # type: ignore[misc]
+        for entry, dentry in tree.scan_dentries(reader, ROOT_INODE):
+            name = os.fsdecode(entry[:-1])
+            if name not in self.buckets and dentry.inode in self.inodes:
+                owner = min(
+                    (row["created_ns"], row["user_id"])
+                    for row in (unpack_json(raw) for _, raw in reader.scan(*prefix_range(b"R")))
+                )[1]
+                row = BucketRow(dentry.inode, owner, self.inodes[dentry.inode].ctime_ns)
+                self.found(
+                    "directory-without-bucket",
+                    name,
+                    "the root names a directory that is no bucket",
+                    lambda tx, name=name, row=row: tx.put(b"B" + name.encode(), row.pack()),
+                )  # type: ignore[misc]
+
+    @staticmethod
+    def _name_bucket(tx: MetadataTransaction, name: str, row: BucketRow) -> None:
+        longkeys.put(tx, b"D", ROOT_INODE, tree.path_of_root(name), Dentry(row.inode, Kind.DIRECTORY).pack(), tx.new_id)
+
+    def _is_live(self, number: int) -> bool:
+        return self.inodes[number].is_live
+
+    def _check_directories(self, reached: set[int]) -> None:
+        live_directories: Counter[int] = Counter()
+        depth_first = sorted(reached, key=self._depth, reverse=True)
+        for number in depth_first:
+            inode = self.inodes[number]
+            live = self.live_files[number] + live_directories[number]
+            counted = (self.entries[number], live, 2 + self.subdirectories[number])
+            if (inode.entries, inode.live, inode.nlink) != counted:
+                self.found(
+                    "directory-counts", f"directory {number:#x}", f"has {inode.entries} entries, {inode.live} live, {inode.nlink} links; counted {counted}",
+                    self._set_counts(number, counted),
+                )  # fmt: skip
+            inode.entries, inode.live, inode.nlink = counted
+            parent = self.parents.get(number)
+            if parent is not None:
+                if inode.is_live:
+                    live_directories[parent[0]] += 1
+                if inode.parent != parent[0]:
+                    self.found(
+                        "directory-parent",
+                        f"directory {number:#x}",
+                        f"says its parent is {inode.parent:#x}, it is {parent[0]:#x}",
+                        self._set_parent(number, parent[0]),
+                    )
+
+    def _depth(self, number: int) -> int:
+        depth = 0
+        while number in self.parents:
+            number = self.parents[number][0]
+            depth += 1
+        return depth
+
+    @staticmethod
+    def _set_counts(number: int, counted: tuple[int, int, int]) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            inode = tx.inode(number)
+            inode.entries, inode.live, inode.nlink = counted
+            tx.dirty(inode)
+
+        return repair
+
+    @staticmethod
+    def _set_parent(number: int, parent: int) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            inode = tx.inode(number)
+            inode.parent = parent
+            tx.dirty(inode)
+
+        return repair
+
+    def _check_links(self, reader: InodeReader, reached: set[int]) -> None:
+        parts = {part.inode for _, _, part in scan_all_parts(reader)}
+        held: Counter[int] = Counter(split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"O")))
+        for number, inode in self.inodes.items():
+            if number in reached or number in parts or number == ROOT_INODE:
+                continue
+            links = self.links[number]
+            if inode.kind != Kind.DIRECTORY and links and inode.nlink != links:
+                self.found(
+                    "link-count",
+                    f"inode {number:#x}",
+                    f"has {inode.nlink} links, counted {links}",
+                    self._set_links(number, links),
+                )
+            elif not links and inode.nlink:
+                self.found("unreachable-inode", f"inode {number:#x}", "has links and no name", self._adopt(number))
+            elif not links and not held[number]:
+                self.found("unheld-orphan", f"inode {number:#x}", "has no name and nobody uses it", self._free(number))
+        for number in parts - self.inodes.keys():
+            self.found(
+                "dangling-part", f"inode {number:#x}", "a part names it and it is missing", self._drop_part(number)
+            )
+        uploads = {
+            row["number"]
+            for name in self.buckets.values()
+            for _, raw in longkeys.scan(reader, b"U", name.inode)
+            for row in (unpack_json(raw),)
+        }
+        for upload, part_number, part in scan_all_parts(reader):
+            if upload not in uploads and part.inode in self.inodes:
+                self.found(
+                    "stray-part",
+                    f"part {part_number} of upload {upload:#x}",
+                    "its upload is gone",
+                    self._drop_part(part.inode, free=True),
+                )
+
+    @staticmethod
+    def _set_links(number: int, links: int) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            inode = tx.inode(number)
+            inode.nlink = links
+            tx.dirty(inode)
+
+        return repair
+
+    @staticmethod
+    def _free(number: int) -> Callable[[MetadataTransaction], None]:
+        return lambda tx: content.free_inode(tx, tx.inode(number))
+
+    @staticmethod
+    def _drop_part(number: int, *, free: bool = False) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            for upload, part_number, part in list(scan_all_parts(tx)):
+                if part.inode == number:
+                    tx.delete(key_u64_u64(b"P", upload, part_number))
+            if free:
+                content.free_inode(tx, tx.inode(number))
+
+        return repair
+
+    def _adopt(self, number: int) -> Callable[[MetadataTransaction], None]:
+        """Give an inode without a name one in `lost+found/` of its bucket; free it if there is no such bucket."""
+        row = next((row for row in self.buckets.values() if row.inode == self.inodes[number].bucket), None)
+
+        def repair(tx: MetadataTransaction) -> None:
+            inode = tx.inode(number)
+            if row is None or inode.kind == Kind.DIRECTORY:
+                content.free_inode(tx, inode)
+                return
+            parent = tree.ensure_directories(tx, row, [LOST_AND_FOUND])
+            inode.nlink = 1
+            tx.dirty(inode)
+            tree.attach(tx, parent, f"{number:016x}".encode(), Dentry(number, inode.kind))
+
+        return repair
+
+    # -- content ------------------------------------------------------------------------------------------------------
+
+    def check_extents(self, reader: InodeReader) -> None:
+        extents = {unpack_u64(key[1:])[0]: ExtentRow.unpack(raw)[0] for key, raw in reader.scan(*prefix_range(b"X"))}
+        waiting = {unpack_u64(key[1:])[0] for key, _ in reader.scan(*prefix_range(b"W"))}
+        references: Counter[int] = Counter()
+        ends: dict[int, int] = defaultdict(int)
+        for key, raw in reader.scan(*prefix_range(b"S")):
+            number, offset = split_u64_u64(key)
+            piece = Slice.unpack(offset, raw)
+            references[piece.extent] += 1
+            thing = f"inode {number:#x} at {offset}"
+            row = extents.get(piece.extent)
+            if number not in self.inodes and number not in waiting:
+                self.found(
+                    "stray-slice",
+                    thing,
+                    "its inode is gone",
+                    self._drop_slice(key, piece.extent, known=row is not None),
+                )
+            elif row is None:
+                self.found("missing-extent", thing, f"extent {piece.extent:#x} is gone; the file cannot be read there")
+            elif piece.extent_offset + piece.length > row.length:
+                self.found(
+                    "short-extent",
+                    thing,
+                    f"extent {piece.extent:#x} ends before the slice does; the file cannot be read there",
+                )
+            elif offset < ends[number]:
+                self.found(
+                    "overlapping-slices",
+                    thing,
+                    "two slices claim the same bytes; the later one wins",
+                    self._recut(number, piece),
+                )
+            ends[number] = max(ends[number], piece.end)
+        freed = {split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"F"))}
+        counts: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        for number, row in extents.items():
+            counts[row.segment][0] += 1
+            counts[row.segment][1] += row.length
+            if row.references != references[number]:
+                self.found(
+                    "extent-references",
+                    f"extent {number:#x}",
+                    f"has {row.references} references, counted {references[number]}",
+                    self._set_references(number, references[number]),
+                )
+            elif row.references == 0 and number not in freed:
+                self.found(
+                    "unfreed-extent",
+                    f"extent {number:#x}",
+                    "has no references and is not being freed",
+                    self._set_references(number, 0),
+                )
+        for number in freed - extents.keys():
+            self.found("stray-free", f"extent {number:#x}", "is to be freed and is gone", self._drop_free(number))
+        self._check_segments(reader, counts)
+
+    @staticmethod
+    def _drop_slice(key: bytes, extent: int, *, known: bool) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            tx.delete(key)
+            if known and tx.extent(extent)[0].references > 0:
+                tx.reference_extent(extent, -1)
+
+        return repair
+
+    @staticmethod
+    def _recut(number: int, piece: Slice) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            before = [other for other in tx.slices(number, 0, piece.file_offset) if other.end > piece.file_offset]
+            for other in before:
+                tx.put_slice(number, replace(other, length=piece.file_offset - other.file_offset))
+
+        return repair
+
+    @staticmethod
+    def _set_references(number: int, references: int) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            row, _ = tx.extent(number)
+            row.references = references + 1
+            tx.reference_extent(number, 0)  # into the cache
+            tx.reference_extent(number, -1)
+
+        return repair
+
+    @staticmethod
+    def _drop_free(number: int) -> Callable[[MetadataTransaction], None]:
+        def repair(tx: MetadataTransaction) -> None:
+            for key, _ in list(tx.scan(*prefix_range(b"F"))):
+                if split_u64_u64(key)[1] == number:
+                    tx.delete(key)
+
+        return repair
+
+    def _check_segments(self, reader: InodeReader, counts: dict[int, list[int]]) -> None:
+        rows = {unpack_u64(key[1:])[0]: SegmentRow.unpack(raw) for key, raw in reader.scan(*prefix_range(b"G"))}
+        for number in rows.keys() | counts.keys():
+            row = rows.get(number)
+            wanted = tuple(counts[number]) if number in counts else (0, 0)
+            if row is None or (row.extents, row.live_bytes) != wanted:
+                what = (
+                    "has no row"
+                    if row is None
+                    else f"counts {row.extents} extents, {row.live_bytes} bytes; there are {wanted}"
+                )
+                self.found(
+                    "segment-counts",
+                    f"segment {number:#x}",
+                    what,
+                    lambda tx, number=number, wanted=wanted, row=row: tx.put_segment(
+                        number, SegmentRow(row.path if row else 0, *wanted)
+                    ),
+                )  # type: ignore[misc]
+
+    def check_rows(self, reader: InodeReader) -> None:
+        """Rows that hang on an inode that is gone, and content that should be there."""
+        for table, name in ((b"M", "metadata"), (b"N", "content"), (b"Y", "attribute")):
+            for key, _ in reader.scan(*prefix_range(table)):
+                number = unpack_u64(key[1:9])[0]
+                if number not in self.inodes:
+                    self.found(
+                        "stray-row",
+                        f"{name} of inode {number:#x}",
+                        "its inode is gone",
+                        lambda tx, key=key: (tx.delete(key), None)[1],
+                    )  # type: ignore[misc]
+        sizes: Counter[int] = Counter()
+        for number, inode in self.inodes.items():
+            if inode.kind == Kind.FILE:
+                sizes[inode.bucket] += inode.size
+            if inode.flags & Inode.INLINE:
+                try:
+                    content.get_inline(reader, number)
+                except DataDamaged as error:
+                    self.found("damaged-content", f"inode {number:#x}", error.message)
+        for name, row in self.buckets.items():
+            wanted = (self.objects[row.inode], sizes[row.inode])
+            if buckets.usage(reader, row) != wanted:
+                self.found(
+                    "bucket-usage", name, f"says {buckets.usage(reader, row)} objects and bytes, counted {wanted}",
+                    lambda tx, row=row, wanted=wanted: tx.put(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),  # type: ignore[misc]
+                )  # fmt: skip
+
+    def check_data(self, reader: InodeReader) -> None:
+        """Read every byte."""
+        for key, raw in reader.scan(*prefix_range(b"X")):
+            number = unpack_u64(key[1:])[0]
+            row, _ = ExtentRow.unpack(raw)
+            if not row.references:
+                continue
+            row, checksums = reader.extent(number)
+            try:
+                for at in range(0, row.length, content.READ_BYTES):
+                    self.volume.segments.read(
+                        number,
+                        row.segment,
+                        row.offset,
+                        row.length,
+                        checksums,
+                        at,
+                        min(at + content.READ_BYTES, row.length),
+                    )
+            except DataDamaged as error:
+                self.found("damaged-extent", f"extent {number:#x}", error.message)
+
+
+def check(volume: Volume, *, repair: bool = False) -> list[Finding]:
+    """Everything that is wrong. Raises `Busy` if a repair is asked for while others have the volume open."""
+    if repair:
+        others = [
+            str(row["role"])
+            for session, row in volume.session.rows().items()
+            if session != volume.session.id and not volume.session.is_dead(session)
+        ]
+        if others:
+            raise Busy(f"--repair wants the volume alone, but {', '.join(others)} has it open; stop it first")
+        housekeeping.recover(volume)
+    with volume.reading(), volume.snapshot() as reader:
+        checker = _Checker(volume, reader)
+        checker.check_tree(reader)
+        checker.check_extents(reader)
+        checker.check_rows(reader)
+        checker.check_data(reader)
+    findings = []
+    for finding, function in checker.findings:
+        if repair and function is not None:
+            try:
+                volume.mutate(function, frees=True)
+                finding.repaired = True
+            except NotFound as error:
+                log.warning("not_repaired", thing=finding.thing, error=error.message)
+        findings.append(finding)
+    if repair and any(finding.repaired for finding in findings):
+        findings += [
+            finding
+            for finding in check(volume, repair=True)
+            if finding.repaired or finding.kind not in {before.kind for before in findings}
+        ]
+    return findings
+
+
+# -- gc ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class Leak:
+    """Bytes on a data disk that no row names; `offset` None is the whole file."""
+
+    name: Path
+    offset: int | None
+    size: int
+
+
+def collect(volume: Volume, *, apply: bool = False) -> list[Leak]:
+    """Bytes that a process wrote and did not live to commit. Only what nobody can commit any more is counted."""
+    if apply:
+        housekeeping.recover(volume)
+    leaks = []
+    for folder in volume.segments.folders:
+        for name in sorted(folder.glob("*/*/*.segment")):
+            leaks += _leaks_of(volume, name)
+    if apply:
+        for leak in leaks:
+            if leak.offset is None:
+                leak.name.unlink(missing_ok=True)
+                continue
+            fd = os.open(leak.name, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                punch_hole(fd, leak.offset, leak.size)
+            finally:
+                os.close(fd)
+    return leaks
+
+
+def _leaks_of(volume: Volume, name: Path) -> list[Leak]:
+    number = housekeeping.segment_of(name)
+    session = number >> 32
+    dead = session not in volume.session.rows() or volume.session.is_dead(session)
+    if not dead and volume.segments.is_being_written(name):
+        return []
+    with volume.snapshot() as reader:
+        row = reader.get(key_u64(b"G", number))
+        covered = sorted(
+            (extent.offset, extent.offset + extent.length)
+            for _, raw in reader.scan(*prefix_range(b"X"))
+            if (extent := ExtentRow.unpack(raw)[0]).segment == number
+        )
+    if row is None:
+        # A private file of a live session is committed only after its descriptor was closed: leave those alone.
+        return [Leak(name, None, name.stat().st_blocks * 512)] if dead else []
+    return [Leak(name, start, stop - start) for start, stop in _uncovered(name, covered)] if dead else []
+
+
+def _uncovered(name: Path, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Allocated ranges that lie in no extent, in whole pages."""
+    found = []
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        at = 0
+        for start, stop in [*covered, (size, size)]:
+            first = -(-at // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            last = (
+                start // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+                if start < size
+                else -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            )
+            while first < last:
+                try:
+                    data = os.lseek(fd, first, os.SEEK_DATA)
+                except OSError:
+                    break
+                if data >= last:
+                    break
+                hole = min(os.lseek(fd, data, os.SEEK_HOLE), last)
+                found.append((data, -(-hole // ALIGNMENT_BYTES) * ALIGNMENT_BYTES))
+                first = found[-1][1]
+            at = max(at, stop)
+    finally:
+        os.close(fd)
+    return found

@@ -1,0 +1,174 @@
+"""Users and their access keys. Secrets are stored sealed (AES-256-GCM under `meta/seal.key`, the access key as context).
+
+Rows are read on every request, so a removed user or a revoked key is refused by every process at once; decoded rows are
+remembered by their raw bytes only, which cannot go stale.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import string
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from stratum.errors import Exists, InvalidArgument, NoSuchAccessKey, NoSuchUser, StratumError
+from stratum.schema import UserRow, pack_json, unpack_json
+
+if TYPE_CHECKING:
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+_KEY_ALPHABET = string.ascii_uppercase + string.digits
+_MEMO_MAX = 4096
+
+
+@dataclass(slots=True, frozen=True)
+class Credential:
+    """A working key: who it speaks for, and the secret that signatures are checked against."""
+
+    access_key: str
+    secret_key: str
+    user: UserRow
+
+
+class Identities:
+    """Users and keys of one volume."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._seal = AESGCM((volume.meta / "seal.key").read_bytes())
+        self._memo: dict[tuple[bytes, bytes], Credential] = {}
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def credential(self, reader: InodeReader, access_key: str) -> Credential:
+        """Raises `NoSuchAccessKey`."""
+        raw = reader.get(b"A" + access_key.encode()) if 0 < len(access_key) <= 128 else None
+        if raw is None:
+            raise NoSuchAccessKey(access_key)
+        row = unpack_json(raw)
+        user_raw = reader.get(b"R" + row["user"].encode())
+        if user_raw is None:
+            raise NoSuchAccessKey(access_key)
+        found = self._memo.get((raw, user_raw))
+        if found is None:
+            found = Credential(access_key, self._unseal(access_key, row["secret"]), UserRow(**unpack_json(user_raw)))
+            if len(self._memo) >= _MEMO_MAX:
+                self._memo.clear()
+            self._memo[raw, user_raw] = found
+        return found
+
+    def _unseal(self, access_key: str, sealed: str) -> str:
+        data = base64.b64decode(sealed)
+        try:
+            return self._seal.decrypt(data[:12], data[12:], access_key.encode()).decode()
+        except InvalidTag as error:
+            raise StratumError(
+                f"the secret of {access_key} does not open with meta/seal.key; restore that file or make a new key"
+            ) from error
+
+    def users(self) -> list[UserRow]:
+        with self._volume.snapshot() as reader:
+            return [UserRow(**unpack_json(raw)) for _, raw in reader.scan_prefix(b"R")]
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Access keys without their secrets."""
+        names = {user.user_id: user.name for user in self.users()}
+        with self._volume.snapshot() as reader:
+            rows = [(key[1:].decode(), unpack_json(raw)) for key, raw in reader.scan_prefix(b"A")]
+        return [
+            {"access_key": key, "user": names.get(row["user"], "?"), "created_ns": row["created_ns"]}
+            for key, row in rows
+        ]
+
+    def find(self, reader: InodeReader, name: str) -> UserRow:
+        """By name or id. Raises `NoSuchUser`."""
+        for _, raw in reader.scan_prefix(b"R"):
+            user = UserRow(**unpack_json(raw))
+            if name in {user.name, user.user_id}:
+                return user
+        raise NoSuchUser(name)
+
+    def user(self, reader: InodeReader, user_id: str) -> UserRow | None:
+        raw = reader.get(b"R" + user_id.encode())
+        return None if raw is None else UserRow(**unpack_json(raw))
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def add_user(
+        self, name: str, *, display_name: str = "", email: str = "", admin: bool = False
+    ) -> tuple[UserRow, str, str]:
+        """The user, an access key and its secret, which is never shown again."""
+        if not name or len(name) > 64 or not all(c.isalnum() or c in "._-@" for c in name):
+            raise InvalidArgument(f"{name!r} is not a user name: 1 to 64 letters, digits and . _ - @")
+        access_key, secret_key = _new_access_key(), _new_secret_key()
+        sealed = self._sealed(access_key, secret_key)
+
+        def add(tx: MetadataTransaction) -> UserRow:
+            for _, raw in tx.scan_prefix(b"R"):
+                other = unpack_json(raw)
+                if other["name"] == name:
+                    raise Exists(f"user {name!r} exists already; choose another name")
+                if email and other["email"] == email:
+                    raise Exists(f"user {other['name']!r} has the address {email!r} already; addresses are unique")
+            user = UserRow(uuid.uuid4().hex, name, display_name or name, email, admin, tx.now_ns)
+            tx.put(b"R" + user.user_id.encode(), user.pack())
+            tx.put(
+                b"A" + access_key.encode(), pack_json({"user": user.user_id, "secret": sealed, "created_ns": tx.now_ns})
+            )
+            return user
+
+        return self._volume.mutate(add), access_key, secret_key
+
+    def remove_user(self, name: str) -> None:
+        """Remove a user with all keys. Buckets it owns stay and are the administrators'."""
+
+        def remove(tx: MetadataTransaction) -> None:
+            user = self.find(tx, name)
+            others = [UserRow(**unpack_json(raw)) for _, raw in tx.scan_prefix(b"R")]
+            if user.admin and not any(other.admin and other.user_id != user.user_id for other in others):
+                raise InvalidArgument(f"{name!r} is the last administrator; add another one first")
+            for key, raw in list(tx.scan_prefix(b"A")):
+                if unpack_json(raw)["user"] == user.user_id:
+                    tx.delete(key)
+            tx.delete(b"R" + user.user_id.encode())
+
+        self._volume.mutate(remove, frees=True)
+
+    def create_key(self, name: str) -> tuple[str, str]:
+        access_key, secret_key = _new_access_key(), _new_secret_key()
+        sealed = self._sealed(access_key, secret_key)
+
+        def create(tx: MetadataTransaction) -> None:
+            user = self.find(tx, name)
+            tx.put(
+                b"A" + access_key.encode(), pack_json({"user": user.user_id, "secret": sealed, "created_ns": tx.now_ns})
+            )
+
+        self._volume.mutate(create)
+        return access_key, secret_key
+
+    def revoke_key(self, access_key: str) -> None:
+        def revoke(tx: MetadataTransaction) -> None:
+            if not access_key or tx.get(b"A" + access_key.encode()) is None:
+                raise NoSuchAccessKey(access_key)
+            tx.delete(b"A" + access_key.encode())
+
+        self._volume.mutate(revoke, frees=True)
+
+    def _sealed(self, access_key: str, secret_key: str) -> str:
+        nonce = secrets.token_bytes(12)
+        return base64.b64encode(nonce + self._seal.encrypt(nonce, secret_key.encode(), access_key.encode())).decode()
+
+
+def _new_access_key() -> str:
+    return "".join(secrets.choice(_KEY_ALPHABET) for _ in range(20))
+
+
+def _new_secret_key() -> str:
+    return base64.b64encode(secrets.token_bytes(30)).decode()

@@ -1,0 +1,1 @@
+"""Ordered key-value transactions: the contract first, then its implementations."""

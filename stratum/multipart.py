@@ -1,0 +1,295 @@
+"""Multipart uploads. A part is an inode without a name; Complete moves the parts' slices to one new inode."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from stratum import buckets, checksums, content, longkeys, tree
+from stratum.errors import EntityTooSmall, InvalidArgument, InvalidPart, InvalidPartOrder, NoSuchUpload
+from stratum.objects import find_for_write, metadata_of, place, set_metadata
+from stratum.preconditions import NO_CONDITIONS, Conditions
+from stratum.schema import (
+    Inode,
+    Kind,
+    ObjectMetadata,
+    PartRow,
+    Slice,
+    UploadRow,
+    key_u64_u64,
+    pack_json,
+    split_u64_u64,
+    unpack_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stratum.content import NewContent
+    from stratum.schema import BucketRow
+    from stratum.transaction import InodeReader, MetadataTransaction
+
+PART_NUMBER_MAX = 10_000
+PART_BYTES_MIN = 5 * 1024 * 1024
+_UPLOAD_ID_BYTES = 32  # hex characters
+
+
+def _string(key: bytes, upload_id: str) -> bytes:
+    return key + b"\0" + upload_id.encode()
+
+
+def create(
+    tx: MetadataTransaction,
+    bucket: str,
+    key: bytes,
+    *,
+    owner: str,
+    acl: str,
+    metadata: ObjectMetadata,
+    algorithm: str,
+    checksum_type: str,
+) -> UploadRow:
+    """Raises `NoSuchBucket`."""
+    row = buckets.get(tx, bucket)
+    upload = UploadRow(
+        tx.new_id(),
+        secrets.token_hex(_UPLOAD_ID_BYTES // 2),
+        tx.now_ns,
+        owner,
+        acl,
+        unpack_json(metadata.pack()),
+        algorithm,
+        checksum_type,
+    )
+    longkeys.put(tx, b"U", row.inode, _string(key, upload.upload_id), upload.pack(), tx.new_id)
+    return upload
+
+
+def get(reader: InodeReader, bucket: BucketRow, key: bytes, upload_id: str) -> UploadRow:
+    """Raises `NoSuchUpload`, also for an id that belongs to another key."""
+    raw = None
+    if len(upload_id) == _UPLOAD_ID_BYTES and upload_id.isalnum() and upload_id.isascii():
+        raw = longkeys.get(reader, b"U", bucket.inode, _string(key, upload_id))
+    if raw is None:
+        raise NoSuchUpload(upload_id)
+    return UploadRow(**unpack_json(raw))
+
+
+def scan_uploads(
+    reader: InodeReader,
+    bucket: BucketRow,
+    *,
+    prefix: bytes = b"",
+    key_marker: bytes = b"",
+    upload_id_marker: str = "",
+    limit: int = 1000,
+) -> list[tuple[bytes, str, UploadRow]]:
+    """Uploads in order of key and id, behind the markers."""
+    found: list[tuple[bytes, str, UploadRow]] = []
+    for string, raw in longkeys.scan(reader, b"U", bucket.inode, key_marker, prefix):
+        key, _, upload_id = string.rpartition(b"\0")
+        if key_marker and (
+            key < key_marker or (key == key_marker and (not upload_id_marker or upload_id.decode() <= upload_id_marker))
+        ):
+            continue
+        found.append((key, upload_id.decode(), UploadRow(**unpack_json(raw))))
+        if len(found) >= limit:
+            break
+    return found
+
+
+def parts(reader: InodeReader, upload: UploadRow, after: int = 0) -> Iterator[tuple[int, PartRow]]:
+    for key, raw in reader.scan(
+        key_u64_u64(b"P", upload.number, after + 1), key_u64_u64(b"P", upload.number, PART_NUMBER_MAX + 1)
+    ):
+        yield split_u64_u64(key)[1], PartRow(**unpack_json(raw))
+
+
+def put_part(
+    tx: MetadataTransaction,
+    bucket: str,
+    key: bytes,
+    upload_id: str,
+    number: int,
+    new: NewContent,
+    etag: str,
+    checksum: str,
+) -> PartRow:
+    """Store or replace a part. Raises `NoSuchUpload`."""
+    row = buckets.get(tx, bucket)
+    upload = get(tx, row, key, upload_id)
+    inode = _part_inode(tx, row)
+    content.put_new(tx, inode, new)
+    return _set_part(tx, upload, number, inode, etag, checksum)
+
+
+def _part_inode(tx: MetadataTransaction, bucket: BucketRow) -> Inode:
+    inode = Inode(tx.new_id(), Kind.FILE, mode=0, uid=0, gid=0, now_ns=tx.now_ns, bucket=bucket.inode)
+    inode.nlink = 0
+    return tx.add_inode(inode)
+
+
+def _set_part(
+    tx: MetadataTransaction, upload: UploadRow, number: int, inode: Inode, etag: str, checksum: str
+) -> PartRow:
+    part_key = key_u64_u64(b"P", upload.number, number)
+    before = tx.get(part_key)
+    if before is not None:
+        content.free_inode(tx, tx.inode(PartRow(**unpack_json(before)).inode))
+    part = PartRow(inode.number, inode.size, etag, tx.now_ns, checksum)
+    tx.put(part_key, part.pack())
+    return part
+
+
+def copy_part(
+    tx: MetadataTransaction,
+    bucket: str,
+    key: bytes,
+    upload_id: str,
+    number: int,
+    source: Inode,
+    start: int,
+    stop: int,
+    etag: str,
+    checksum: str,
+) -> PartRow:
+    """A part that shares the source's extents. `source` was checked by the caller in this transaction."""
+    row = buckets.get(tx, bucket)
+    upload = get(tx, row, key, upload_id)
+    inode = _part_inode(tx, row)
+    content.share(tx, source, inode, start=start, stop=stop)
+    return _set_part(tx, upload, number, inode, etag, checksum)
+
+
+def abort_in(tx: MetadataTransaction, bucket: BucketRow, key: bytes, upload_id: str) -> None:
+    """Raises `NoSuchUpload`."""
+    upload = get(tx, bucket, key, upload_id)
+    _drop(tx, bucket, key, upload)
+
+
+def _drop(tx: MetadataTransaction, bucket: BucketRow, key: bytes, upload: UploadRow) -> None:
+    for number, part in list(parts(tx, upload)):
+        content.free_inode(tx, tx.inode(part.inode))
+        tx.delete(key_u64_u64(b"P", upload.number, number))
+    longkeys.delete(tx, b"U", bucket.inode, _string(key, upload.upload_id))
+
+
+@dataclass(slots=True)
+class CompletePart:
+    """One line of the client's list; empty fields were not sent."""
+
+    number: int
+    etag: str
+    checksum: str = ""
+
+
+@dataclass(slots=True)
+class CompleteRequest:
+    bucket: str
+    key: bytes
+    upload_id: str
+    parts: list[CompletePart]
+    conditions: Conditions = NO_CONDITIONS
+    checksum: str = ""
+    checksum_type: str = ""
+    size: int | None = None
+
+
+def complete(tx: MetadataTransaction, request: CompleteRequest) -> tuple[Inode, ObjectMetadata]:
+    """Make the object. A repeated Complete of the same upload answers the object it made.
+
+    Raises `NoSuchUpload`, `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall`, `PreconditionFailed`; nothing was
+    changed then and the upload is still open.
+    """
+    bucket = buckets.get(tx, request.bucket)
+    try:
+        upload = get(tx, bucket, request.key, request.upload_id)
+    except NoSuchUpload:
+        done = tree.find_object(tx, bucket, request.key)
+        if done is not None and metadata_of(tx, done).upload_id == request.upload_id:
+            return done, metadata_of(tx, done)
+        raise
+    chosen = _choose(tx, upload, request)
+    metadata = _finished_metadata(upload, chosen, request)
+    find_for_write(tx, bucket, request.key, request.conditions)
+    etag = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in chosen)).digest()
+
+    def fill(inode: Inode) -> None:
+        at = 0
+        for part in chosen:
+            source = tx.inode(part.inode)
+            for piece in tx.slices(part.inode):
+                tx.delete(key_u64_u64(b"S", part.inode, piece.file_offset))
+                tx.put_slice(
+                    inode.number, Slice(at + piece.file_offset, piece.length, piece.extent, piece.extent_offset)
+                )
+            if source.flags & Inode.INLINE:
+                assert len(chosen) == 1, "a part beside others is never inline"
+                content.put_inline(tx, inode, content.get_inline(tx, part.inode))
+            at += part.size
+        content.set_size(tx, inode, at)
+        inode.etag, inode.etag_parts = etag, len(chosen)
+        set_metadata(tx, inode, metadata)
+
+    inode = place(tx, bucket, request.key, fill)
+    _drop(tx, bucket, request.key, upload)
+    return inode, metadata
+
+
+def _choose(tx: MetadataTransaction, upload: UploadRow, request: CompleteRequest) -> list[PartRow]:
+    if not request.parts:
+        raise InvalidArgument("a multipart upload is completed with at least one part")
+    chosen: list[PartRow] = []
+    previous = 0
+    for wanted in request.parts:
+        if wanted.number <= previous:
+            raise InvalidPartOrder(f"part {wanted.number} does not ascend; list the parts by number")
+        previous = wanted.number
+        raw = tx.get(key_u64_u64(b"P", upload.number, wanted.number)) if wanted.number <= PART_NUMBER_MAX else None
+        part = None if raw is None else PartRow(**unpack_json(raw))
+        if part is None or part.etag != wanted.etag.strip('"'):
+            raise InvalidPart(f"part {wanted.number} was not uploaded with this ETag; upload it again")
+        if wanted.checksum and wanted.checksum != part.checksum:
+            raise InvalidPart(f"part {wanted.number} was uploaded with another checksum; upload it again")
+        chosen.append(part)
+    for part, wanted in zip(chosen[:-1], request.parts, strict=False):
+        if part.size < PART_BYTES_MIN:
+            raise EntityTooSmall(f"part {wanted.number} has {part.size} bytes; all but the last need {PART_BYTES_MIN}")
+    return chosen
+
+
+def _finished_metadata(upload: UploadRow, chosen: list[PartRow], request: CompleteRequest) -> ObjectMetadata:
+    metadata = ObjectMetadata.unpack(pack_json(upload.metadata))
+    sums: dict[str, str] = {}
+    if upload.checksum_algorithm and all(part.checksum for part in chosen):
+        if upload.checksum_type == "FULL_OBJECT":
+            sums[upload.checksum_algorithm] = checksums.full_object(
+                upload.checksum_algorithm, [(part.checksum, part.size) for part in chosen]
+            )
+        else:
+            sums[upload.checksum_algorithm] = checksums.composite(
+                upload.checksum_algorithm, [part.checksum for part in chosen]
+            )
+    if (
+        request.checksum
+        and upload.checksum_algorithm
+        and request.checksum.split("-")[0] != sums.get(upload.checksum_algorithm, "").split("-")[0]
+    ):
+        raise InvalidPart("the checksum of the whole object does not match its parts; upload them again")
+    if request.size is not None and request.size != sum(part.size for part in chosen):
+        raise InvalidArgument(
+            f"x-amz-mp-object-size is {request.size}, but the parts have {sum(part.size for part in chosen)} bytes"
+        )
+    return replace(
+        metadata, owner=upload.owner, acl=upload.acl, checksums=sums, checksum_type=upload.checksum_type if sums else "", upload_id=upload.upload_id,
+        part_sizes=[part.size for part in chosen], part_checksums=[part.checksum for part in chosen] if sums else [],
+    )  # fmt: skip
+
+
+def scan_all_parts(reader: InodeReader) -> Iterator[tuple[int, int, PartRow]]:
+    """(upload, number, part) of the whole volume, for fsck."""
+    for key, raw in reader.scan_prefix(b"P"):
+        upload, number = split_u64_u64(key)
+        yield upload, number, PartRow(**unpack_json(raw))

@@ -1,0 +1,153 @@
+"""Who has the volume open.
+
+A session is a process: a row in the Z table and a file `meta/sessions/<id>` on which the process holds an flock until it
+dies. It is dead exactly when that lock can be taken. Whoever finds a dead one deletes its row first, so that nothing it
+still might do can commit (every commit checks its own row), and only then cleans up behind it.
+
+The slot table `meta/slots` is one shared mapping of SLOTS records of four 8-byte words:
+    session, oldest transaction id it may still read (NOT_READING: none), newest change-log transaction its mount has
+    applied, spare.
+A reader publishes *before* it takes its snapshot; a reclaimer notes the newest transaction *before* it looks at the slots.
+So what the reclaimer frees was freed before every snapshot it did not see.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import mmap
+import os
+import struct
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from stratum.errors import Busy, StratumError
+from stratum.schema import key_u64, pack_json, pack_u64, unpack_json, unpack_u64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from stratum.kv.contract import Store
+
+SLOTS = 1024
+_SLOT = struct.Struct("<QQQQ")
+_WORD = struct.Struct("<Q")
+NOT_READING = (1 << 64) - 1
+
+
+class Session:
+    """The entry of the process itself."""
+
+    def __init__(self, meta: Path, store: Store, role: str) -> None:
+        self.role = role
+        self._store = store
+        self._folder = meta / "sessions"
+        self._slots_file = (meta / "slots").open("r+b")
+        self._slots = mmap.mmap(self._slots_file.fileno(), SLOTS * _SLOT.size)
+        self._lock = threading.Lock()
+        self._reading: dict[int, int] = {}
+        self._tickets = itertools.count()
+        self.id, self.slot, self._lock_fd = self._register(store, role)
+        self._counter = itertools.count(1)
+        self._write(1, NOT_READING)
+        self._write(2, 0)
+        self._write(0, self.id)
+
+    def _register(self, store: Store, role: str) -> tuple[int, int, int]:
+        with store.transact() as tx:
+            raw = tx.get(b"Csession")
+            identity = (unpack_u64(raw)[0] if raw else 0) + 1
+            taken = {unpack_json(value)["slot"] for _, value in tx.scan(b"Z", b"[")}
+            slot = next((number for number in range(SLOTS) if number not in taken), None)
+            if slot is None:
+                raise Busy(f"{SLOTS} processes have this volume open; end some")
+            # The lock comes before the row: a row without a held lock is a dead session.
+            fd = os.open(self._folder / str(identity), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tx.put(b"Csession", pack_u64(identity))
+            tx.put(
+                key_u64(b"Z", identity),
+                pack_json({"role": role, "pid": os.getpid(), "started_ns": time.time_ns(), "slot": slot}),
+            )
+        return identity, slot, fd
+
+    def new_id(self) -> int:
+        """A number for an inode, extent, segment or key node; never given out twice."""
+        counter = next(self._counter)
+        if counter >= 1 << 32:
+            raise StratumError("this process gave out 2^32 numbers; restart it")
+        return self.id << 32 | counter
+
+    # -- slots --------------------------------------------------------------------------------------------------------
+
+    def _write(self, word: int, value: int) -> None:
+        _WORD.pack_into(self._slots, self.slot * _SLOT.size + word * 8, value)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside the block no extent that a snapshot begun here can see is reclaimed."""
+        ticket = next(self._tickets)
+        with self._lock:
+            self._reading[ticket] = self._store.last_id()
+            self._write(1, next(iter(self._reading.values())))
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._reading[ticket]
+                self._write(1, next(iter(self._reading.values()), NOT_READING))
+
+    def publish_applied(self, transaction_id: int) -> None:
+        self._write(2, transaction_id)
+
+    def read_slot(self, slot: int) -> tuple[int, int, int]:
+        """(session, oldest read, applied)."""
+        session, oldest, applied, _ = _SLOT.unpack_from(self._slots, slot * _SLOT.size)
+        return session, oldest, applied
+
+    def oldest_read(self, live: dict[int, int], newest: int) -> int:
+        """The oldest transaction any live session may still read; `newest` was read before this call."""
+        oldest = newest
+        for session, slot in live.items():
+            owner, reading, _ = self.read_slot(slot)
+            if owner == session:
+                oldest = min(oldest, reading)
+        return oldest
+
+    # -- the living and the dead ----------------------------------------------------------------------------------------
+
+    def is_dead(self, session: int) -> bool:
+        if session == self.id:
+            return False
+        try:
+            fd = os.open(self._folder / str(session), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(fd)
+
+    def rows(self) -> dict[int, dict[str, object]]:
+        with self._store.snapshot() as snapshot:
+            return {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in snapshot.scan(b"Z", b"[")}
+
+    def forget_file(self, session: int) -> None:
+        (self._folder / str(session)).unlink(missing_ok=True)
+
+    def close(self, remove_row: Callable[[], None]) -> None:
+        """A clean end: the row goes first, then the lock."""
+        remove_row()
+        self._write(1, NOT_READING)
+        self._write(0, 0)
+        self.forget_file(self.id)
+        os.close(self._lock_fd)
+        self._slots.close()
+        self._slots_file.close()

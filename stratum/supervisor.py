@@ -1,0 +1,240 @@
+"""`stratum serve`: starts the parts, restarts what dies, ends them in order.
+
+Invariants
+* A part that dies is started again, with a pause that grows while it keeps dying.
+* At the end the mount goes first (its last writes need nobody), then the S3 workers; whatever is left after the grace period
+  is killed. No stale mount remains.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratum.config import load, parse_listen
+from stratum.housekeeping import Housekeeper
+from stratum.log import get_logger
+from stratum.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stratum.config import Config
+
+log = get_logger("supervisor")
+GRACE_S = 25.0
+START_S_MAX = 60.0
+RESTART_PAUSE_S_MAX = 10.0
+
+
+@dataclass(slots=True)
+class _Part:
+    role: str
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    pause_s: float = 0.1
+    not_before_s: float = 0.0
+    ready: threading.Event = field(default_factory=threading.Event)
+
+
+def serve(root: Path, announce: Callable[[dict[str, Any]], None]) -> int:
+    """Run until SIGTERM or SIGINT; `announce` is called once, when every face answers. The exit code."""
+    config = load(root)
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    parts = [_Part("s3", ["s3", str(root)])]
+    if config.mount_path:
+        parts.append(_Part("mount", ["mount", str(root)]))
+    with Volume(root, "supervisor") as volume:
+        housekeeper = Housekeeper(volume)
+        code = 0
+        try:
+            for part in parts:
+                _start(part)
+            watcher = threading.Thread(target=_wait_ready, args=(config, root, parts, announce, ending), daemon=True)
+            watcher.start()
+            while not ending.wait(0.1):
+                for part in parts:
+                    _keep_alive(part)
+                if volume.failed is not None:
+                    log.error("ending", error=str(volume.failed))
+                    code = 70
+                    break
+        finally:
+            ending.set()
+            _end(parts)
+            if config.mount_path:
+                _detach(root / config.mount_path)
+            housekeeper.stop()
+    return code
+
+
+def _start(part: _Part) -> None:
+    part.started_s = time.monotonic()
+    part.process = subprocess.Popen(
+        [sys.executable, "-m", "stratum.cli.main", *part.arguments, "--supervised"],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+    )
+    log.info("started", role=part.role, pid=part.process.pid)
+
+
+def _keep_alive(part: _Part) -> None:
+    now = time.monotonic()
+    if part.process is not None and part.process.poll() is not None:
+        log.warning("part_ended", role=part.role, pid=part.process.pid, code=part.process.returncode)
+        part.process = None
+        part.pause_s = 0.1 if now - part.started_s > 10 else min(part.pause_s * 2, RESTART_PAUSE_S_MAX)
+        part.not_before_s = now + part.pause_s
+    if part.process is None and now >= part.not_before_s:
+        _start(part)
+
+
+def _end(parts: list[_Part]) -> None:
+    deadline = time.monotonic() + GRACE_S
+    for part in reversed(parts):
+        if part.process is not None and part.process.poll() is None:
+            part.process.terminate()
+    for part in parts:
+        if part.process is None:
+            continue
+        try:
+            part.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.error("part_killed", role=part.role, pid=part.process.pid)
+            part.process.kill()
+            part.process.wait()
+
+
+def _detach(mountpoint: Path) -> None:
+    """Leave no stale mount, whatever became of its daemon."""
+    if str(mountpoint) in Path("/proc/self/mounts").read_text():
+        subprocess.run(["umount", "--lazy", "--", str(mountpoint)], check=False, capture_output=True)
+
+
+def _wait_ready(
+    config: Config, root: Path, parts: list[_Part], announce: Callable[[dict[str, Any]], None], ending: threading.Event
+) -> None:
+    deadline = time.monotonic() + START_S_MAX
+    waiting = {part.role for part in parts}
+    while waiting and not ending.is_set():
+        if "s3" in waiting and endpoint_answers(config):
+            waiting.discard("s3")
+        if "mount" in waiting and mount_answers(root / config.mount_path):
+            waiting.discard("mount")
+        if time.monotonic() > deadline:
+            log.error("not_ready", parts=",".join(sorted(waiting)), seconds=START_S_MAX)
+            deadline = float("inf")
+        ending.wait(0.05)
+    if not ending.is_set():
+        announce(
+            {
+                "ready": True,
+                "endpoint": config.endpoint,
+                "mount": str(root / config.mount_path) if config.mount_path else None,
+                "pid": os.getpid(),
+            }
+        )
+
+
+def endpoint_answers(config: Config) -> bool:
+    host, port = parse_listen(config.s3_listen, "s3.listen")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  asking, not listening
+    try:
+        if config.s3_tls_certificate:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, timeout=2, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=2)
+        connection.request("GET", "/")
+        answered = connection.getresponse().status < 500
+        connection.close()
+    except (OSError, http.client.HTTPException):
+        return False
+    return answered
+
+
+def mount_answers(mountpoint: Path) -> bool:
+    """A live FUSE mount: it is in the table, and its root answers."""
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    if not any(
+        fields[1].encode().decode("unicode_escape") == str(mountpoint) and fields[2] == "fuse.stratum"
+        for fields in lines
+    ):
+        return False
+    try:
+        os.statvfs(mountpoint)
+    except OSError:
+        return False
+    return True
+
+
+def status(root: Path) -> dict[str, Any]:
+    """What the volume holds and who has it open; needs no running server."""
+    from stratum import buckets
+    from stratum.processes import proportional_bytes
+
+    with Volume(root, "status") as volume:
+        config = volume.config
+        processes = []
+        for session, row in volume.session.rows().items():
+            if session != volume.session.id:
+                processes.append(
+                    {
+                        "role": row["role"],
+                        "pid": row["pid"],
+                        "state": "dead" if volume.session.is_dead(session) else "running",
+                    }
+                )
+        with volume.snapshot() as reader:
+            rows = buckets.scan(reader)
+            usage = [buckets.usage(reader, row) for _, row in rows]
+            mounts = [raw for _, raw in reader.scan_prefix(b"T")]
+        disks = []
+        for folder in volume.segments.folders:
+            stat = os.statvfs(folder)
+            disks.append(
+                {
+                    "path": str(folder),
+                    "total_bytes": stat.f_blocks * stat.f_frsize,
+                    "free_bytes": stat.f_bavail * stat.f_frsize,
+                }
+            )
+        pids = [int(str(process["pid"])) for process in processes if process["state"] == "running"]
+        problems = _problems(volume, config, processes, served=bool(pids), mounted=bool(mounts))
+        return {
+            "volume": str(volume.root), "health": "ok" if not problems else "degraded", "problems": problems, "endpoint": config.endpoint,
+            "mount": str(volume.root / config.mount_path) if config.mount_path else None, "buckets": len(rows),
+            "objects": sum(objects for objects, _ in usage), "bytes": sum(size for _, size in usage), "disks": disks,
+            "metadata_bytes": volume.store.used_bytes(), "processes": processes, "memory_bytes": proportional_bytes(pids),
+        }  # fmt: skip
+
+
+def _problems(
+    volume: Volume, config: Config, processes: list[dict[str, Any]], *, served: bool, mounted: bool
+) -> list[str]:
+    problems = []
+    if volume.free_bytes() < config.volume_free_bytes_min:
+        problems.append(
+            f"a disk has less than {config.volume_free_bytes_min} bytes free: only deletes are accepted; free space"
+        )
+    dead = [process for process in processes if process["state"] == "dead"]
+    if dead and served:
+        problems.append(f"{len(dead)} process(es) died and are being recovered")
+    supervised = any(process["role"] == "supervisor" and process["state"] == "running" for process in processes)
+    if supervised and config.mount_path and not mounted:
+        problems.append("the mount is not up; see the log of `stratum serve`")
+    return problems

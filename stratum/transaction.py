@@ -1,0 +1,286 @@
+"""A metadata transaction as the engine sees it: decoded inodes, link and usage counts, the change log.
+
+Invariants
+* Decoded inodes, extents and segments live in this object's caches until `flush`; a row that changed several times in one
+  batch is packed once. Nobody else reads or writes those rows in the same transaction.
+* `writes` grows with every change, cached ones included: a closure that raised before its first write left nothing.
+* Every mutation that a mount could have cached calls `changed`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from stratum.errors import NotFound, SessionDead
+from stratum.kv.contract import prefix_end
+from stratum.schema import (
+    EXTENT_CHECKSUMS_INLINE_BYTES_MAX,
+    ChangeRow,
+    ExtentRow,
+    Inode,
+    SegmentRow,
+    Slice,
+    key_u64,
+    key_u64_u64,
+    pack_json,
+    split_u64_u64,
+    unpack_json,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from stratum.kv.contract import Snapshot, Transaction
+    from stratum.segments import PreparedExtent
+
+SLICES_FREED_AT_ONCE_MAX = 1024
+
+
+class InodeReader:
+    """Typed reads over any snapshot."""
+
+    def __init__(self, kv: Snapshot) -> None:
+        self.kv = kv
+        self.get = kv.get
+        self.id = kv.id
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        return self.kv.get_many(keys)
+
+    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return self.kv.scan(start, stop)
+
+    def scan_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return self.kv.scan(prefix, prefix_end(prefix))
+
+    def last_before(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
+        return self.kv.last_before(start, stop)
+
+    def inode(self, number: int) -> Inode:
+        """Raises `NotFound` if the inode is gone."""
+        raw = self.get(key_u64(b"I", number))
+        if raw is None:
+            raise NotFound(f"inode {number} is gone: its last name was removed", inode=number)
+        return Inode.unpack(number, raw)
+
+    def has_inode(self, number: int) -> bool:
+        return self.get(key_u64(b"I", number)) is not None
+
+    def extent(self, number: int) -> tuple[ExtentRow, bytes]:
+        """The row and its block checksums."""
+        raw = self.get(key_u64(b"X", number))
+        if raw is None:
+            raise NotFound(f"extent {number:#x} has no row; run `stratum fsck`", extent=number)
+        row, checksums = ExtentRow.unpack(raw)
+        return row, checksums or self.get(key_u64(b"K", number)) or b""
+
+    def slices(self, inode: int, start: int = 0, stop: int = 1 << 63) -> list[Slice]:
+        """The slices that touch [start, stop), ascending."""
+        found: list[Slice] = []
+        before = self.last_before(key_u64_u64(b"S", inode, 0), key_u64_u64(b"S", inode, start))
+        if before is not None:
+            first = Slice.unpack(split_u64_u64(before[0])[1], before[1])
+            if first.end > start:
+                found.append(first)
+        for key, raw in self.scan(key_u64_u64(b"S", inode, start), key_u64_u64(b"S", inode, stop)):
+            found.append(Slice.unpack(split_u64_u64(key)[1], raw))
+        return found
+
+
+class MetadataTransaction(InodeReader):
+    """One batch of mutations. Made by the committer only."""
+
+    def __init__(self, kv: Transaction, session: int, new_id: Callable[[], int]) -> None:
+        super().__init__(kv)
+        self._kv = kv
+        self.session = session
+        self.new_id = new_id
+        self.now_ns = time.time_ns()
+        self.writes = 0
+        self.logged = False
+        self._inodes: dict[int, Inode] = {}
+        self._dirty: set[int] = set()
+        self._extents: dict[int, tuple[ExtentRow, bytes]] = {}
+        self._extents_new: set[int] = set()
+        self._segments: dict[int, SegmentRow] = {}
+        self._usage: dict[int, list[int]] = {}
+        self._changes = 0
+        self._mounts: list[int] | None = None
+        if session and self.get(key_u64(b"Z", session)) is None:
+            raise SessionDead("this process was declared dead by another one and may not write any more; restart it")
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.writes += 1
+        self._kv.put(key, value)
+
+    def delete(self, key: bytes) -> bool:
+        self.writes += 1
+        return self._kv.delete(key)
+
+    def flush(self) -> None:
+        """Write what the caches hold. The committer calls it once, last."""
+        put = self._kv.put
+        for number in self._dirty:
+            put(key_u64(b"I", number), self._inodes[number].pack())
+        for number, (row, checksums) in self._extents.items():
+            put(key_u64(b"X", number), row.pack(checksums))
+            if number in self._extents_new and len(checksums) > EXTENT_CHECKSUMS_INLINE_BYTES_MAX:
+                put(key_u64(b"K", number), checksums)
+        for number, segment in self._segments.items():
+            put(key_u64(b"G", number), segment.pack())
+        for bucket, (objects, size) in self._usage.items():
+            key = key_u64(b"H", bucket)
+            before = unpack_json(self.get(key) or b'{"objects":0,"bytes":0}')
+            put(key, pack_json({"objects": before["objects"] + objects, "bytes": before["bytes"] + size}))
+        self._dirty.clear()
+        self._extents.clear()
+        self._extents_new.clear()
+        self._segments.clear()
+        self._usage.clear()
+
+    # -- inodes -------------------------------------------------------------------------------------------------------
+
+    def inode(self, number: int) -> Inode:
+        cached = self._inodes.get(number)
+        if cached is None:
+            cached = self._inodes[number] = super().inode(number)
+        return cached
+
+    def has_inode(self, number: int) -> bool:
+        return number in self._inodes or super().has_inode(number)
+
+    def add_inode(self, inode: Inode) -> Inode:
+        self._inodes[inode.number] = inode
+        self.dirty(inode)
+        return inode
+
+    def dirty(self, inode: Inode) -> None:
+        self.writes += 1
+        self._dirty.add(inode.number)
+
+    def remove_inode(self, number: int) -> None:
+        self._inodes.pop(number, None)
+        self._dirty.discard(number)
+        self.delete(key_u64(b"I", number))
+
+    def usage(self, bucket: int, objects: int, size: int) -> None:
+        if objects or size:
+            self.writes += 1
+            entry = self._usage.setdefault(bucket, [0, 0])
+            entry[0] += objects
+            entry[1] += size
+
+    def forget_usage(self, bucket: int) -> None:
+        self._usage.pop(bucket, None)
+        self.delete(key_u64(b"H", bucket))
+
+    # -- extents ------------------------------------------------------------------------------------------------------
+
+    def extent(self, number: int) -> tuple[ExtentRow, bytes]:
+        cached = self._extents.get(number)
+        return cached if cached is not None else super().extent(number)
+
+    def segment(self, number: int) -> SegmentRow | None:
+        cached = self._segments.get(number)
+        if cached is None:
+            raw = self.get(key_u64(b"G", number))
+            if raw is None:
+                return None
+            cached = SegmentRow.unpack(raw)
+        return cached
+
+    def put_segment(self, number: int, row: SegmentRow) -> None:
+        self.writes += 1
+        self._segments[number] = row
+
+    def add_extent(self, prepared: PreparedExtent) -> None:
+        """Commit bytes that are already durable in a segment; the extent starts with one reference."""
+        self.writes += 1
+        self._extents[prepared.number] = (
+            ExtentRow(prepared.length, prepared.segment, prepared.offset, 1),
+            prepared.checksums,
+        )
+        self._extents_new.add(prepared.number)
+        segment = self.segment(prepared.segment) or SegmentRow(prepared.path, 0, 0)
+        segment.extents += 1
+        segment.live_bytes += prepared.length
+        self.put_segment(prepared.segment, segment)
+
+    def reference_extent(self, number: int, delta: int) -> None:
+        """Change the reference count. At zero the extent stays readable until no reader is older than this transaction."""
+        row, checksums = self.extent(number)
+        row.references += delta
+        assert row.references >= 0, f"extent {number:#x} has fewer than no references"
+        self.writes += 1
+        self._extents[number] = (row, checksums)
+        if row.references == 0:
+            self.put(key_u64_u64(b"F", self.id, number), b"")
+
+    def remove_extent(self, number: int) -> None:
+        """Forget an extent whose bytes are reclaimed."""
+        row, checksums = self.extent(number)
+        self._extents.pop(number, None)
+        self.delete(key_u64(b"X", number))
+        if len(checksums) > EXTENT_CHECKSUMS_INLINE_BYTES_MAX:
+            self.delete(key_u64(b"K", number))
+        segment = self.segment(row.segment)
+        if segment is not None:
+            segment.extents -= 1
+            segment.live_bytes -= row.length
+            self.put_segment(row.segment, segment)
+
+    # -- slices -------------------------------------------------------------------------------------------------------
+
+    def put_slice(self, inode: int, piece: Slice) -> None:
+        self.put(key_u64_u64(b"S", inode, piece.file_offset), piece.pack())
+
+    def cut_slices(self, inode: int, start: int, stop: int) -> None:
+        """Make [start, stop) a hole. What a cut leaves of a slice keeps its extent."""
+        for piece in self.slices(inode, start, stop):
+            left, right = start - piece.file_offset, piece.end - stop
+            self.delete(key_u64_u64(b"S", inode, piece.file_offset))
+            if left > 0:
+                self.put_slice(inode, Slice(piece.file_offset, left, piece.extent, piece.extent_offset))
+            if right > 0:
+                self.put_slice(inode, Slice(stop, right, piece.extent, piece.extent_offset + piece.length - right))
+            kept = (left > 0) + (right > 0)
+            if kept != 1:
+                self.reference_extent(piece.extent, kept - 1)
+
+    def free_slices(self, inode: int, limit: int) -> bool:
+        """Free at most `limit` slices; True when none is left."""
+        batch: list[tuple[bytes, Slice]] = []
+        for key, raw in self.scan_prefix(key_u64(b"S", inode)):
+            batch.append((key, Slice.unpack(split_u64_u64(key)[1], raw)))
+            if len(batch) >= limit:
+                break
+        for key, piece in batch:
+            self.delete(key)
+            self.reference_extent(piece.extent, -1)
+        return len(batch) < limit
+
+    # -- what mounts must forget ---------------------------------------------------------------------------------------
+
+    def live_mounts(self) -> list[int]:
+        if self._mounts is None:
+            self._mounts = [int.from_bytes(key[1:], "big") for key, _ in self.scan_prefix(b"T")]
+        return self._mounts
+
+    def changed(self, parent: int, entry: bytes, inode: int, *, orphan: bool = False) -> None:
+        """Log that `entry` of `parent` (empty: nothing of it) and the attributes of `inode` are not what they were."""
+        mounts = self.live_mounts()
+        if not mounts or mounts == [self.session]:
+            return
+        self.logged = True
+        self._changes += 1
+        self.put(
+            key_u64_u64(b"L", self.id, self._changes), ChangeRow(self.session, parent, inode, orphan, entry).pack()
+        )
+
+    def metadata_json(self, table: bytes, number: int) -> dict[str, Any] | None:
+        raw = self.get(key_u64(table, number))
+        return None if raw is None else unpack_json(raw)

@@ -1,0 +1,257 @@
+"""An open volume: the one object through which a process reads and changes it.
+
+Invariants
+* One `Volume` a process. It owns the session, the committer and the data files of that process.
+* `mutate` returns only when the change is on the disk and every live mount has forgotten what it replaced.
+* After a disk failure nothing is committed any more; `failed` says why and the process must end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from stratum import config as configuration
+from stratum.acknowledge import Acknowledger
+from stratum.committer import Committer, Mutation
+from stratum.errors import StorageFailed, StratumError, VolumeInvalid
+from stratum.kv.lmdb_store import LmdbStore
+from stratum.log import get_logger
+from stratum.schema import FORMAT_VERSION, ROOT_INODE, Inode, Kind, key_u64, pack_u64, unpack_u64
+from stratum.segments import SegmentStore, fsync_folder
+from stratum.sessions import SLOTS, Session
+from stratum.transaction import InodeReader, MetadataTransaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from stratum.config import Config
+    from stratum.kv.contract import Store
+
+T = TypeVar("T")
+log = get_logger("volume")
+
+RESERVE_BYTES = 32 * 1024 * 1024
+"""Kept in `meta/reserve` and given up when a delete cannot grow the store on a full disk."""
+SPACE_CHECK_S = 0.2
+
+
+def create(root: Path, changed: dict[str, Any]) -> None:
+    """Make an empty volume in an empty or missing folder. Raises `VolumeInvalid`."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise VolumeInvalid(f"{root} is not empty; choose an empty or a new directory")
+    text = configuration.render(changed)
+    config = configuration.parse(text, configuration.CONFIG_NAME)
+    root.mkdir(parents=True, exist_ok=True)
+    for hot in hot_folders(root, config):
+        if hot.exists() and any(hot.iterdir()):
+            raise VolumeInvalid(f"the data folder {hot} is not empty; choose an empty or a new directory")
+        hot.mkdir(parents=True, exist_ok=True, mode=0o700)
+    meta = root / "meta"
+    (meta / "sessions").mkdir(parents=True, mode=0o700)
+    meta.chmod(0o700)
+    with (meta / "slots").open("wb") as slots:
+        slots.write(bytes(SLOTS * 32))
+        os.fsync(slots.fileno())
+    (meta / "seal.key").touch(mode=0o600)
+    (meta / "seal.key").write_bytes(os.urandom(32))
+    store = _open_store(root, config, create=True)
+    with store.transact() as tx:
+        tx.put(b"Cformat", pack_u64(FORMAT_VERSION))
+        now = time.time_ns()
+        inode = Inode(ROOT_INODE, Kind.DIRECTORY, mode=0o755, uid=0, gid=0, now_ns=now, bucket=0)
+        inode.nlink = 2
+        inode.flags |= Inode.EXPLICIT
+        tx.put(key_u64(b"I", ROOT_INODE), inode.pack())
+    store.close()
+    _fill_reserve(meta)
+    # The configuration comes last: a folder without it is not a volume.
+    with (root / configuration.CONFIG_NAME).open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for folder in (meta, root, root.parent):
+        fsync_folder(folder)
+
+
+def hot_folders(root: Path, config: Config) -> list[Path]:
+    return [root / hot for hot in config.volume_hot]
+
+
+def _open_store(root: Path, config: Config, *, create: bool = False) -> LmdbStore:
+    return LmdbStore(
+        str(root / "meta"), map_bytes=config.metadata_map_bytes, readers_max=config.metadata_readers_max, create=create
+    )
+
+
+def _fill_reserve(meta: Path) -> None:
+    fd = os.open(meta / "reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, RESERVE_BYTES)
+    except OSError:
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+class Volume:
+    """`Volume(root, role)` opens; use it as a context manager or call `close`."""
+
+    def __init__(self, root: Path, role: str) -> None:
+        self.root = root.resolve()
+        self.config = configuration.load(self.root)
+        self.meta = self.root / "meta"
+        if not (self.meta / "data.mdb").exists():
+            raise VolumeInvalid(
+                f"{self.root} has a {configuration.CONFIG_NAME} but no metadata store; restore meta/ from a backup"
+            )
+        self.store: Store = _open_store(self.root, self.config)
+        with self.store.snapshot() as snapshot:
+            version = unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]
+        if version != FORMAT_VERSION:
+            self.store.close()
+            raise VolumeInvalid(
+                f"{self.root} has format {version}; this program reads {FORMAT_VERSION}; use the version that made it"
+            )
+        self.session = Session(self.meta, self.store, role)
+        self.new_id = self.session.new_id
+        self.segments = SegmentStore(
+            hot_folders(self.root, self.config), self.session.id, self.new_id, on_failure=self._fail
+        )
+        self._acknowledger = Acknowledger(self)
+        self._space_checked_s = 0.0
+        self._space_ok = True
+        self._damaged: set[int] = set()
+        self._lock = threading.Lock()
+        self.committer = Committer(
+            self.store, self.session.id, self.new_id,
+            acknowledge=self._acknowledger.submit, may_grow=self._may_grow, release_reserve=self._release_reserve,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.committer.stop()
+        self._acknowledger.stop()
+        self.segments.close()
+        # Nothing of this process can be committed any more: what it left uncommitted goes, then its row.
+        self.session.close(self._remove_session_row)
+        self.store.close()
+
+    def _remove_session_row(self) -> None:
+        """Leave nothing for others to recover, unless something is left that only recovery can end."""
+        from stratum.housekeeping import remove_uncommitted
+
+        session = self.session.id
+        try:
+            remove_uncommitted(self, session)
+            with self.store.transact() as tx:
+                if next(tx.scan(key_u64(b"O", session), key_u64(b"O", session + 1)), None) is None:
+                    tx.delete(key_u64(b"Z", session))
+                tx.delete(key_u64(b"T", session))
+        except (StratumError, OSError) as error:
+            log.warning("session_not_closed", session=session, error=str(error))
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot(self) -> Iterator[InodeReader]:
+        with self.store.snapshot() as kv:
+            yield InodeReader(kv)
+
+    def reading(self) -> Any:
+        """Guard for reads that outlive a snapshot: enter it before the snapshot, leave after the last byte."""
+        return self.session.reading()
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def mutate(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
+        """Run `function` in a durable transaction. `frees`: it may pass the space limits.
+
+        Raises what the function raised, `NoSpace`, `StorageFailed` or `SessionDead`; nothing was changed then.
+        """
+        mutation = Mutation(function, frees=frees)
+        self.committer.submit(mutation)
+        return mutation.wait()
+
+    def mutate_later(
+        self, function: Callable[[MetadataTransaction], T], done: Callable[[Mutation[T]], None], *, frees: bool = False
+    ) -> None:
+        """The same without waiting; `done` runs in another thread."""
+        self.committer.submit(Mutation(function, frees=frees, done=done))
+
+    # -- failure and space ----------------------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        if self.committer.failed is None:
+            self.committer.failed = error if isinstance(error, StratumError) else StorageFailed(str(error))
+            log.error("storage_failed", error=str(error))
+
+    @property
+    def failed(self) -> StratumError | None:
+        return self.committer.failed
+
+    def damage_seen(self, extent: int) -> None:
+        with self._lock:
+            if extent not in self._damaged and len(self._damaged) < 10000:
+                self._damaged.add(extent)
+                log.error("extent_damaged", extent=f"{extent:016x}")
+
+    def free_bytes(self) -> int:
+        """The least free space of the disks below the volume."""
+        folders = [self.meta, *self.segments.folders]
+        return min(stat.f_bavail * stat.f_frsize for stat in map(os.statvfs, folders))
+
+    def _may_grow(self) -> bool:
+        now = time.monotonic()
+        if now - self._space_checked_s > SPACE_CHECK_S:
+            self._space_checked_s = now
+            free = self.free_bytes()
+            self._space_ok = (
+                free >= self.config.volume_free_bytes_min
+                and self.store.used_bytes() < self.config.metadata_map_bytes * 9 // 10
+            )
+        return self._space_ok
+
+    def has_space(self) -> bool:
+        """Whether ordinary writes are accepted now; checked at most every SPACE_CHECK_S."""
+        return self._may_grow()
+
+    @contextmanager
+    def meta_descriptor(self) -> Iterator[int]:
+        fd = os.open(self.meta, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _release_reserve(self) -> bool:
+        """Give the reserved blocks to a delete that could not grow the store; False when they are spent."""
+        try:
+            fd = os.open(self.meta / "reserve", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            if os.fstat(fd).st_size == 0:
+                return False
+            os.ftruncate(fd, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        log.warning("reserve_released", why="a delete needed metadata pages on a full disk")
+        return True
+
+    def refill_reserve(self) -> None:
+        reserve = self.meta / "reserve"
+        if (
+            not reserve.exists() or reserve.stat().st_size == 0
+        ) and self.free_bytes() > self.config.volume_free_bytes_min + 2 * RESERVE_BYTES:
+            _fill_reserve(self.meta)
