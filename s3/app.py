@@ -41,6 +41,7 @@ _BUCKET: dict[tuple[str, str], Handler] = {
     ("GET", "location"): bucket_handlers.get_location,
     ("GET", "versions"): list_handlers.list_versions,
     ("GET", "versioning"): bucket_handlers.get_versioning,
+    ("PUT", "versioning"): bucket_handlers.put_versioning,
     ("GET", "uploads"): multipart_handlers.list_uploads,
     ("GET", "acl"): bucket_handlers.get_bucket_acl,
     ("PUT", ""): bucket_handlers.create_bucket,
@@ -179,7 +180,7 @@ class Application:
             threading.Timer(0.5, os._exit, (70,)).start()
 
 
-_DRAIN_BYTES_MAX = 1024 * 1024
+_DRAIN_BYTES_MAX = 8 * 1024 * 1024
 
 
 def drain(environ: dict[str, Any]) -> None:

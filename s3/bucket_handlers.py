@@ -207,3 +207,7 @@ def put_object_acl(context: Context) -> Response:
         lambda tx: objects.set_acl(tx, context.bucket(tx), context.key, "" if acl == "private" else acl)
     )
     return empty(200)
+
+
+def put_versioning(_context: Context) -> Response:
+    raise not_implemented("PutBucketVersioning")

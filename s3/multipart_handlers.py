@@ -123,10 +123,10 @@ def upload_part(context: Context) -> Response:
         body.add_default_checksum(upload.checksum_algorithm)
 
     def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> tuple[str, dict[str, str]]:
-        value = sums.get(upload.checksum_algorithm, "")
+        algorithm, value = next(iter(sums.items()), ("", ""))
         context.volume.mutate(
             lambda tx: multipart.put_part(
-                tx, context.request.bucket, context.key, upload.upload_id, number, new, md5.hex(), value
+                tx, context.request.bucket, context.key, upload.upload_id, number, new, md5.hex(), value, algorithm
             )
         )
         return md5.hex(), sums
@@ -191,7 +191,15 @@ def _copy_part(
             writer.committing()
             part = volume.mutate(
                 lambda tx: multipart.put_part(
-                    tx, request.bucket, context.key, upload.upload_id, number, new, md5, checksum
+                    tx,
+                    request.bucket,
+                    context.key,
+                    upload.upload_id,
+                    number,
+                    new,
+                    md5,
+                    checksum,
+                    upload.checksum_algorithm,
                 )
             )
             writer.keep()
@@ -202,7 +210,17 @@ def _copy_part(
         etag = hashlib.md5(f"{source.etag_text} {start} {stop}".encode()).hexdigest()
     return volume.mutate(
         lambda tx: multipart.copy_part(
-            tx, request.bucket, context.key, upload.upload_id, number, current(tx), start, stop, etag, checksum
+            tx,
+            request.bucket,
+            context.key,
+            upload.upload_id,
+            number,
+            current(tx),
+            start,
+            stop,
+            etag,
+            checksum,
+            upload.checksum_algorithm,
         )
     )
 
@@ -283,7 +301,7 @@ def list_parts(context: Context) -> Response:
         initiator = owner_element(context, reader, upload.owner, tag="Initiator")
     items = "".join(
         f"<Part>{element('PartNumber', number)}{element('LastModified', iso_date(part.mtime_ns))}<ETag>&quot;{part.etag}&quot;</ETag>{element('Size', part.size)}"
-        f"{element(f'Checksum{upload.checksum_algorithm}', part.checksum) if part.checksum else ''}</Part>"
+        f"{element(f'Checksum{part.algorithm}', part.checksum) if part.checksum else ''}</Part>"
         for number, part in shown
     )
     return xml(

@@ -217,7 +217,7 @@ def rename(
     flags: int,
     still_used: Callable[[int], bool],
 ) -> None:
-    """What rename(2) does, with NOREPLACE and EXCHANGE. O(1), also for directories."""
+    """Move a name, with NOREPLACE and EXCHANGE as the system call has them. O(1), also for directories."""
     found = mount_names.find(tx, old_parent, old_name)
     if found is None:
         raise NotFound(f"{os.fsdecode(old_name)!r} does not exist")

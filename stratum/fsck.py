@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,9 @@ from stratum.schema import (
     unpack_json,
     unpack_u64,
 )  # fmt: skip
-from stratum.segments import ALIGNMENT_BYTES, punch_hole
+from stratum.segments import ALIGNMENT_BYTES, SegmentStore, punch_hole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -56,10 +56,38 @@ class Finding:
     repaired: bool = False
 
 
+Repair = Callable[["MetadataTransaction"], None]
+
+
+def _delete_row(key: bytes) -> Repair:
+    def repair(tx: MetadataTransaction) -> None:
+        tx.delete(key)
+
+    return repair
+
+
+def _put_row(key: bytes, value: bytes) -> Repair:
+    return lambda tx: tx.put(key, value)
+
+
+def _put_dentry(name: str, row: BucketRow) -> Repair:
+    def repair(tx: MetadataTransaction) -> None:
+        longkeys.put(tx, b"D", ROOT_INODE, tree.path_of_root(name), Dentry(row.inode, Kind.DIRECTORY).pack(), tx.new_id)
+
+    return repair
+
+
+def _remove_dentry(directory: int, entry: bytes) -> Repair:
+    def repair(tx: MetadataTransaction) -> None:
+        longkeys.delete(tx, b"D", directory, entry)
+
+    return repair
+
+
 class _Checker:
     def __init__(self, volume: Volume, reader: InodeReader) -> None:
         self.volume = volume
-        self.findings: list[tuple[Finding, Callable[[MetadataTransaction], None] | None]] = []
+        self.findings: list[tuple[Finding, Repair | None]] = []
         self.inodes = {
             unpack_u64(key[1:])[0]: Inode.unpack(unpack_u64(key[1:])[0], raw)
             for key, raw in reader.scan(*prefix_range(b"I"))
@@ -71,11 +99,9 @@ class _Checker:
         self.subdirectories: Counter[int] = Counter()
         self.live_files: Counter[int] = Counter()
         self.objects: Counter[int] = Counter()
-        self.bad_extents: set[int] = set()
+        self.named: set[int] = set()
 
-    def found(
-        self, kind: str, thing: str, what: str, repair: Callable[[MetadataTransaction], None] | None = None
-    ) -> None:
+    def found(self, kind: str, thing: str, what: str, repair: Repair | None = None) -> None:
         self.findings.append((Finding(kind, thing, what), repair))
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -96,7 +122,7 @@ class _Checker:
                         "dangling-entry",
                         thing,
                         f"names inode {dentry.inode:#x}, which is missing or of another kind",
-                        self._remove_entry(directory, entry),
+                        _remove_dentry(directory, entry),
                     )
                     continue
                 self.links[dentry.inode] += 1
@@ -121,13 +147,11 @@ class _Checker:
                         self._clear_object(directory),
                     )
         self._check_buckets(reader)
+        self._check_stray_entries(reader)
         self._check_directories(reached)
         self._check_links(reader, reached)
 
-    def _remove_entry(self, directory: int, entry: bytes) -> Callable[[MetadataTransaction], None]:
-        return lambda tx: (longkeys.delete(tx, b"D", directory, entry), None)[1]
-
-    def _clear_object(self, directory: int) -> Callable[[MetadataTransaction], None]:
+    def _clear_object(self, directory: int) -> Repair:
         def clear(tx: MetadataTransaction) -> None:
             inode = tx.inode(directory)
             inode.rdev = 0
@@ -145,15 +169,15 @@ class _Checker:
                     "bucket-without-entry",
                     name,
                     "its directory has no name",
-                    lambda tx, name=name, row=row: self._name_bucket(tx, name, row),
-                )  # type: ignore[misc]
+                    _put_dentry(name, row),
+                )
             else:
                 self.found(
                     "bucket-without-directory",
                     name,
                     f"its directory {row.inode:#x} is missing",
-                    lambda tx, name=name: (tx.delete(b"B" + name.encode()), None)[1],
-                )  # type: ignore[misc]
+                    _delete_row(b"B" + name.encode()),
+                )
         for entry, dentry in tree.scan_dentries(reader, ROOT_INODE):
             name = os.fsdecode(entry[:-1])
             if name not in self.buckets and dentry.inode in self.inodes:
@@ -166,15 +190,19 @@ class _Checker:
                     "directory-without-bucket",
                     name,
                     "the root names a directory that is no bucket",
-                    lambda tx, name=name, row=row: tx.put(b"B" + name.encode(), row.pack()),
-                )  # type: ignore[misc]
+                    _put_row(b"B" + name.encode(), row.pack()),
+                )
 
-    @staticmethod
-    def _name_bucket(tx: MetadataTransaction, name: str, row: BucketRow) -> None:
-        longkeys.put(tx, b"D", ROOT_INODE, tree.path_of_root(name), Dentry(row.inode, Kind.DIRECTORY).pack(), tx.new_id)
-
-    def _is_live(self, number: int) -> bool:
-        return self.inodes[number].is_live
+    def _check_stray_entries(self, reader: InodeReader) -> None:
+        """Entries of a directory that is gone. Also notes what any entry names, reachable or not."""
+        nodes = set(self.inodes)
+        rows = list(reader.scan(*prefix_range(b"D")))
+        nodes.update(unpack_u64(raw)[0] for key, raw in rows if longkeys.is_continuation(key))
+        for key, raw in rows:
+            if unpack_u64(key[1:9])[0] not in nodes:
+                self.found("stray-entry", f"entry {key[9:]!r}", "its directory is gone", _delete_row(key))
+            elif not longkeys.is_continuation(key):
+                self.named.add(Dentry.unpack(raw).inode)
 
     def _check_directories(self, reached: set[int]) -> None:
         live_directories: Counter[int] = Counter()
@@ -209,7 +237,7 @@ class _Checker:
         return depth
 
     @staticmethod
-    def _set_counts(number: int, counted: tuple[int, int, int]) -> Callable[[MetadataTransaction], None]:
+    def _set_counts(number: int, counted: tuple[int, int, int]) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             inode = tx.inode(number)
             inode.entries, inode.live, inode.nlink = counted
@@ -218,7 +246,7 @@ class _Checker:
         return repair
 
     @staticmethod
-    def _set_parent(number: int, parent: int) -> Callable[[MetadataTransaction], None]:
+    def _set_parent(number: int, parent: int) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             inode = tx.inode(number)
             inode.parent = parent
@@ -241,6 +269,8 @@ class _Checker:
                     self._set_links(number, links),
                 )
             elif not links and inode.nlink:
+                if number in self.named:
+                    continue  # its directory is unreachable too, and brings it back
                 self.found("unreachable-inode", f"inode {number:#x}", "has links and no name", self._adopt(number))
             elif not links and not held[number]:
                 self.found("unheld-orphan", f"inode {number:#x}", "has no name and nobody uses it", self._free(number))
@@ -264,7 +294,7 @@ class _Checker:
                 )
 
     @staticmethod
-    def _set_links(number: int, links: int) -> Callable[[MetadataTransaction], None]:
+    def _set_links(number: int, links: int) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             inode = tx.inode(number)
             inode.nlink = links
@@ -273,11 +303,11 @@ class _Checker:
         return repair
 
     @staticmethod
-    def _free(number: int) -> Callable[[MetadataTransaction], None]:
+    def _free(number: int) -> Repair:
         return lambda tx: content.free_inode(tx, tx.inode(number))
 
     @staticmethod
-    def _drop_part(number: int, *, free: bool = False) -> Callable[[MetadataTransaction], None]:
+    def _drop_part(number: int, *, free: bool = False) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             for upload, part_number, part in list(scan_all_parts(tx)):
                 if part.inode == number:
@@ -287,19 +317,24 @@ class _Checker:
 
         return repair
 
-    def _adopt(self, number: int) -> Callable[[MetadataTransaction], None]:
+    def _adopt(self, number: int) -> Repair:
         """Give an inode without a name one in `lost+found/` of its bucket; free it if there is no such bucket."""
         row = next((row for row in self.buckets.values() if row.inode == self.inodes[number].bucket), None)
 
         def repair(tx: MetadataTransaction) -> None:
             inode = tx.inode(number)
-            if row is None or inode.kind == Kind.DIRECTORY:
+            if row is None:
                 content.free_inode(tx, inode)
                 return
             parent = tree.ensure_directories(tx, row, [LOST_AND_FOUND])
-            inode.nlink = 1
+            name = f"{number:016x}".encode()
+            if inode.kind == Kind.DIRECTORY:
+                inode.parent = parent.number
+                name += b"/"
+            else:
+                inode.nlink = 1
             tx.dirty(inode)
-            tree.attach(tx, parent, f"{number:016x}".encode(), Dentry(number, inode.kind))
+            tree.attach(tx, parent, name, Dentry(number, inode.kind))
 
         return repair
 
@@ -363,7 +398,7 @@ class _Checker:
         self._check_segments(reader, counts)
 
     @staticmethod
-    def _drop_slice(key: bytes, extent: int, *, known: bool) -> Callable[[MetadataTransaction], None]:
+    def _drop_slice(key: bytes, extent: int, *, known: bool) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             tx.delete(key)
             if known and tx.extent(extent)[0].references > 0:
@@ -372,7 +407,7 @@ class _Checker:
         return repair
 
     @staticmethod
-    def _recut(number: int, piece: Slice) -> Callable[[MetadataTransaction], None]:
+    def _recut(number: int, piece: Slice) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             before = [other for other in tx.slices(number, 0, piece.file_offset) if other.end > piece.file_offset]
             for other in before:
@@ -381,17 +416,11 @@ class _Checker:
         return repair
 
     @staticmethod
-    def _set_references(number: int, references: int) -> Callable[[MetadataTransaction], None]:
-        def repair(tx: MetadataTransaction) -> None:
-            row, _ = tx.extent(number)
-            row.references = references + 1
-            tx.reference_extent(number, 0)  # into the cache
-            tx.reference_extent(number, -1)
-
-        return repair
+    def _set_references(number: int, references: int) -> Repair:
+        return lambda tx: tx.set_references(number, references)
 
     @staticmethod
-    def _drop_free(number: int) -> Callable[[MetadataTransaction], None]:
+    def _drop_free(number: int) -> Repair:
         def repair(tx: MetadataTransaction) -> None:
             for key, _ in list(tx.scan(*prefix_range(b"F"))):
                 if split_u64_u64(key)[1] == number:
@@ -414,10 +443,8 @@ class _Checker:
                     "segment-counts",
                     f"segment {number:#x}",
                     what,
-                    lambda tx, number=number, wanted=wanted, row=row: tx.put_segment(
-                        number, SegmentRow(row.path if row else 0, *wanted)
-                    ),
-                )  # type: ignore[misc]
+                    _put_row(key_u64(b"G", number), SegmentRow(row.path if row else 0, *wanted).pack()),
+                )
 
     def check_rows(self, reader: InodeReader) -> None:
         """Rows that hang on an inode that is gone, and content that should be there."""
@@ -429,8 +456,8 @@ class _Checker:
                         "stray-row",
                         f"{name} of inode {number:#x}",
                         "its inode is gone",
-                        lambda tx, key=key: (tx.delete(key), None)[1],
-                    )  # type: ignore[misc]
+                        _delete_row(key),
+                    )
         sizes: Counter[int] = Counter()
         for number, inode in self.inodes.items():
             if inode.kind == Kind.FILE:
@@ -445,11 +472,18 @@ class _Checker:
             if buckets.usage(reader, row) != wanted:
                 self.found(
                     "bucket-usage", name, f"says {buckets.usage(reader, row)} objects and bytes, counted {wanted}",
-                    lambda tx, row=row, wanted=wanted: tx.put(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),  # type: ignore[misc]
+                    _put_row(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),
                 )  # fmt: skip
 
     def check_data(self, reader: InodeReader) -> None:
-        """Read every byte."""
+        """Read every byte, through descriptors of its own: one that was open before would hide that a file is gone."""
+        segments = SegmentStore(self.volume.segments.folders, 0, self.volume.new_id, on_failure=lambda _: None)
+        try:
+            self._read_extents(reader, segments)
+        finally:
+            segments.close()
+
+    def _read_extents(self, reader: InodeReader, segments: SegmentStore) -> None:
         for key, raw in reader.scan(*prefix_range(b"X")):
             number = unpack_u64(key[1:])[0]
             row, _ = ExtentRow.unpack(raw)
@@ -458,7 +492,7 @@ class _Checker:
             row, checksums = reader.extent(number)
             try:
                 for at in range(0, row.length, content.READ_BYTES):
-                    self.volume.segments.read(
+                    segments.read(
                         number,
                         row.segment,
                         row.offset,
@@ -482,28 +516,42 @@ def check(volume: Volume, *, repair: bool = False) -> list[Finding]:
         if others:
             raise Busy(f"--repair wants the volume alone, but {', '.join(others)} has it open; stop it first")
         housekeeping.recover(volume)
+    done: list[Finding] = []
+    tried: set[tuple[str, str]] = set()
+    while True:
+        found = _examine(volume)
+        repairable = (
+            [
+                (finding, function)
+                for finding, function in found
+                if function is not None and (finding.kind, finding.thing) not in tried
+            ]
+            if repair
+            else []
+        )
+        if not repairable:
+            return done + [finding for finding, _ in found]
+        # One kind at a time, in the order they are found: a missing name explains much that is counted after it.
+        kind = repairable[0][0].kind
+        for finding, function in repairable:
+            if finding.kind == kind:
+                tried.add((finding.kind, finding.thing))
+                try:
+                    volume.mutate(function, frees=True)
+                    finding.repaired = True
+                except NotFound as error:
+                    log.warning("not_repaired", thing=finding.thing, error=error.message)
+                done.append(finding)
+
+
+def _examine(volume: Volume) -> list[tuple[Finding, Repair | None]]:
     with volume.reading(), volume.snapshot() as reader:
         checker = _Checker(volume, reader)
         checker.check_tree(reader)
         checker.check_extents(reader)
         checker.check_rows(reader)
         checker.check_data(reader)
-    findings = []
-    for finding, function in checker.findings:
-        if repair and function is not None:
-            try:
-                volume.mutate(function, frees=True)
-                finding.repaired = True
-            except NotFound as error:
-                log.warning("not_repaired", thing=finding.thing, error=error.message)
-        findings.append(finding)
-    if repair and any(finding.repaired for finding in findings):
-        findings += [
-            finding
-            for finding in check(volume, repair=True)
-            if finding.repaired or finding.kind not in {before.kind for before in findings}
-        ]
-    return findings
+    return checker.findings
 
 
 # -- gc ---------------------------------------------------------------------------------------------------------------

@@ -116,13 +116,14 @@ def put_part(
     new: NewContent,
     etag: str,
     checksum: str,
+    algorithm: str,
 ) -> PartRow:
     """Store or replace a part. Raises `NoSuchUpload`."""
     row = buckets.get(tx, bucket)
     upload = get(tx, row, key, upload_id)
     inode = _part_inode(tx, row)
     content.put_new(tx, inode, new)
-    return _set_part(tx, upload, number, inode, etag, checksum)
+    return _set_part(tx, upload, number, inode, etag, checksum, algorithm)
 
 
 def _part_inode(tx: MetadataTransaction, bucket: BucketRow) -> Inode:
@@ -132,13 +133,13 @@ def _part_inode(tx: MetadataTransaction, bucket: BucketRow) -> Inode:
 
 
 def _set_part(
-    tx: MetadataTransaction, upload: UploadRow, number: int, inode: Inode, etag: str, checksum: str
+    tx: MetadataTransaction, upload: UploadRow, number: int, inode: Inode, etag: str, checksum: str, algorithm: str
 ) -> PartRow:
     part_key = key_u64_u64(b"P", upload.number, number)
     before = tx.get(part_key)
     if before is not None:
         content.free_inode(tx, tx.inode(PartRow(**unpack_json(before)).inode))
-    part = PartRow(inode.number, inode.size, etag, tx.now_ns, checksum)
+    part = PartRow(inode.number, inode.size, etag, tx.now_ns, checksum, algorithm if checksum else "")
     tx.put(part_key, part.pack())
     return part
 
@@ -154,13 +155,14 @@ def copy_part(
     stop: int,
     etag: str,
     checksum: str,
+    algorithm: str,
 ) -> PartRow:
     """A part that shares the source's extents. `source` was checked by the caller in this transaction."""
     row = buckets.get(tx, bucket)
     upload = get(tx, row, key, upload_id)
     inode = _part_inode(tx, row)
     content.share(tx, source, inode, start=start, stop=stop)
-    return _set_part(tx, upload, number, inode, etag, checksum)
+    return _set_part(tx, upload, number, inode, etag, checksum, algorithm)
 
 
 def abort_in(tx: MetadataTransaction, bucket: BucketRow, key: bytes, upload_id: str) -> None:
@@ -263,7 +265,7 @@ def _choose(tx: MetadataTransaction, upload: UploadRow, request: CompleteRequest
 def _finished_metadata(upload: UploadRow, chosen: list[PartRow], request: CompleteRequest) -> ObjectMetadata:
     metadata = ObjectMetadata.unpack(pack_json(upload.metadata))
     sums: dict[str, str] = {}
-    if upload.checksum_algorithm and all(part.checksum for part in chosen):
+    if upload.checksum_algorithm and all(part.algorithm == upload.checksum_algorithm for part in chosen):
         if upload.checksum_type == "FULL_OBJECT":
             sums[upload.checksum_algorithm] = checksums.full_object(
                 upload.checksum_algorithm, [(part.checksum, part.size) for part in chosen]

@@ -355,13 +355,14 @@ class UploadRow:
 
 @dataclass(slots=True, frozen=True)
 class PartRow:
-    """An uploaded part. `etag` is the MD5 in hex, `checksum` the base64 value of the upload's algorithm."""
+    """An uploaded part. `etag` is the MD5 in hex, `checksum` the base64 value of `algorithm`, if there was one."""
 
     inode: int
     size: int
     etag: str
     mtime_ns: int
     checksum: str = ""
+    algorithm: str = ""
 
     def pack(self) -> bytes:
         return pack_json(asdict(self))

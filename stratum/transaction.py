@@ -220,6 +220,15 @@ class MetadataTransaction(InodeReader):
         if row.references == 0:
             self.put(key_u64_u64(b"F", self.id, number), b"")
 
+    def set_references(self, number: int, references: int) -> None:
+        """Overwrite a wrong count (fsck)."""
+        row, checksums = self.extent(number)
+        row.references = references
+        self.writes += 1
+        self._extents[number] = (row, checksums)
+        if references == 0:
+            self.put(key_u64_u64(b"F", self.id, number), b"")
+
     def remove_extent(self, number: int) -> None:
         """Forget an extent whose bytes are reclaimed."""
         row, checksums = self.extent(number)

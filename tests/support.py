@@ -114,9 +114,8 @@ class Server:
             if line.startswith("["):
                 section = line.strip("[]")
             name = line.partition(" = ")[0]
-            if name in settings.get(section, {}):
-                line = f"{name} = {json.dumps(settings[section][name])}"
-            lines.append(line)
+            wanted = settings.get(section, {})
+            lines.append(f"{name} = {json.dumps(wanted[name])}" if name in wanted else line)
         path.write_text("\n".join(lines) + "\n")
         if settings.get("s3", {}).get("tls_certificate"):
             self.endpoint = self.endpoint.replace("http:", "https:")
@@ -181,7 +180,7 @@ class Server:
         host = self.endpoint.partition("//")[2]
         connection = http.client.HTTPConnection(host, timeout=30)
         try:
-            connection.putrequest(method, path, skip_accept_encoding=True)
+            connection.putrequest(method, path, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
             for name, value in (headers or {}).items():
                 connection.putheader(name, value)
             if body is not None and not any(

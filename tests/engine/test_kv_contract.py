@@ -30,9 +30,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def test_a_transaction_is_seen_whole_or_not_at_all(store: Store) -> None:
-    with pytest.raises(RuntimeError), store.transact() as tx:
-        tx.put(b"a", b"1")
-        raise RuntimeError
+    def interrupted() -> None:
+        with store.transact() as tx:
+            tx.put(b"a", b"1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     with store.snapshot() as snapshot:
         assert snapshot.get(b"a") is None
     with store.transact() as tx:
