@@ -9,14 +9,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.wrappers import Response
-
 from stratum.errors import NotModified, StratumError
 from stratum.identity import Identities
 from stratum.log import get_logger
 from stratum.s3 import bucket_handlers, list_handlers, multipart_handlers, object_read, object_write
+from stratum.s3.answer import Answer, empty
 from stratum.s3.auth import authenticate
-from stratum.s3.context import Context, empty, http_date
+from stratum.s3.context import Context, http_date
 from stratum.s3.errors import STATUS, S3Error, code_of, not_implemented
 from stratum.s3.request import S3Request
 from stratum.s3.xml import error as error_body
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from stratum.volume import Volume
 
-    Handler = Callable[[Context], Response]
+    Handler = Callable[[Context], Answer]
 
 log = get_logger("s3")
 
@@ -146,18 +145,17 @@ class Application:
                 request_id,
                 StratumError(f"internal error {type(error).__name__}; the log has request {request_id}"),
             )
-        response.headers.set("x-amz-request-id", request_id)
-        response.headers.set("Server", "Stratum")
+        response.headers += (("x-amz-request-id", request_id), ("Server", "Stratum"))
         log.info(
             "request", request_id=request_id, method=environ["REQUEST_METHOD"], path=environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace"),
-            operation=operation, status=response.status_code, user=user, ms=round((time.perf_counter() - started) * 1000, 2),
+            operation=operation, status=response.status, user=user, ms=round((time.perf_counter() - started) * 1000, 2),
         )  # fmt: skip
         self._end_if_failed()
-        return response(environ, start_response)
+        return response.send(start_response, head=environ["REQUEST_METHOD"] == "HEAD")
 
     def _refusal(
         self, environ: dict[str, Any], request: S3Request | None, request_id: str, error: StratumError
-    ) -> Response:
+    ) -> Answer:
         code = code_of(error)
         extra = dict(error.extra) if isinstance(error, S3Error) else {}
         status = STATUS[code]
@@ -165,14 +163,11 @@ class Application:
             log.error("internal_error", request_id=request_id, error=error.message)
         resource = request.resource if request is not None else environ.get("PATH_INFO", "")
         body = error_body(code, error.message, resource, request_id, extra)
-        headers = (
-            {"Content-Range": f"bytes */{extra['ActualObjectSize']}"}
-            if code == "InvalidRange" and "ActualObjectSize" in extra
-            else None
-        )
-        response = Response(b"" if status == 304 else body, status, headers, content_type="application/xml")
+        headers = [("Content-Type", "application/xml")]
+        if code == "InvalidRange" and "ActualObjectSize" in extra:
+            headers.append(("Content-Range", f"bytes */{extra['ActualObjectSize']}"))
         drain(environ)
-        return response
+        return Answer(status, headers, b"" if status == 304 else body)
 
     def _end_if_failed(self) -> None:
         """A disk refused to sync: nothing this process still believes can be trusted. Its supervisor starts another."""

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from stratum.errors import NoSuchAccessKey
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 EXPIRES_S_MAX = 604_800
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256\s+(.*)")
+_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256\s+(.*?)[,\s]*")
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z")
 _STREAMING = frozenset(
     (signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER, signatures.STREAMING_UNSIGNED_TRAILER)
@@ -106,6 +107,7 @@ def _credential(identities: Identities, reader: InodeReader, access_key: str) ->
         raise S3Error("InvalidAccessKeyId", "the access key does not exist", AWSAccessKeyId=access_key) from error
 
 
+@lru_cache(maxsize=1024)
 def parse_stamp(text: str) -> int | None:
     """Seconds since 1970 of YYYYMMDDTHHMMSSZ."""
     match = _STAMP.fullmatch(text)
@@ -139,7 +141,7 @@ def _check_payload_name(payload: str) -> None:
         )
 
 
-def _scope(request: S3Request, credential: str, code: str) -> tuple[str, str, str, str]:
+def _scope(region_wanted: str, credential: str, code: str) -> tuple[str, str, str, str]:
     """(access key, date, region, service)."""
     parts = credential.split("/")
     if len(parts) < 5:
@@ -149,12 +151,8 @@ def _scope(request: S3Request, credential: str, code: str) -> tuple[str, str, st
         raise S3Error(code, f"the credential ends in {terminal!r}, not in 'aws4_request'")
     if service != "s3":
         raise S3Error(code, f"the credential is for service {service!r}, not for 's3'")
-    if region != request.config.s3_region:
-        raise S3Error(
-            code,
-            f"the credential is for region {region!r}; use {request.config.s3_region!r}",
-            Region=request.config.s3_region,
-        )
+    if region != region_wanted:
+        raise S3Error(code, f"the credential is for region {region!r}; use {region_wanted!r}", Region=region_wanted)
     return access_key, date, region, service
 
 
@@ -178,41 +176,87 @@ def _check_signed_headers(request: S3Request, signed: list[str], *, presigned: b
         )
 
 
-def _version_4_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
+@dataclass(slots=True, frozen=True)
+class _Parsed:
+    """What stands before the signature in an Authorization header; the same for all requests of a client's day."""
+
+    access_key: str
+    date: str
+    scope: str
+    region: str
+    service: str
+    signed: list[str]
+    environ_names: list[str]
+    amz: frozenset[str]
+    names: dict[str, str]
+
+
+def _environ_name(header: str) -> str:
+    name = header.upper().replace("-", "_")
+    return name if name in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{name}"
+
+
+@lru_cache(maxsize=4096)
+def _parse_authorization(head: str, region_wanted: str) -> _Parsed:
+    """Raises `S3Error` AuthorizationHeaderMalformed, which is not cached."""
     bad = "AuthorizationHeaderMalformed"
-    match = _AUTHORIZATION.fullmatch(authorization)
+    match = _AUTHORIZATION.fullmatch(head)
     fields = dict(part.strip().partition("=")[::2] for part in match.group(1).split(",")) if match else {}
-    if not {"Credential", "SignedHeaders", "Signature"} <= set(fields):
+    if not {"Credential", "SignedHeaders"} <= set(fields):
         raise S3Error(bad, "the Authorization header needs Credential, SignedHeaders and Signature")
-    access_key, date, region, service = _scope(request, fields["Credential"], bad)
-    credential = _credential(identities, reader, access_key)
-    stamp = request.header("x-amz-date")
+    access_key, date, region, service = _scope(region_wanted, fields["Credential"], bad)
+    signed = fields["SignedHeaders"].split(";")
+    names = [_environ_name(name) for name in signed]
+    amz = frozenset(name for name in names if name.startswith("HTTP_X_AMZ_"))
+    plain = {name.replace("_", "-"): name for name in signed}
+    return _Parsed(
+        access_key, date, f"{date}/{region}/{service}/aws4_request", region, service, signed, names, amz, plain
+    )
+
+
+def _version_4_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
+    head, found, claimed = authorization.rpartition("Signature=")
+    if not found:
+        raise S3Error(
+            "AuthorizationHeaderMalformed", "the Authorization header needs Credential, SignedHeaders and Signature"
+        )
+    parsed = _parse_authorization(head, request.config.s3_region)
+    credential = _credential(identities, reader, parsed.access_key)
+    environ = request.environ
+    stamp = environ.get("HTTP_X_AMZ_DATE")
     moment_s = parse_stamp(stamp) if stamp is not None else _http_date(request.header("date") or "")
     if moment_s is None:
         raise S3Error("AccessDenied", "the request needs a valid x-amz-date or Date header")
     if stamp is None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(moment_s))
     _check_skew(request, moment_s)
-    if stamp[:8] != date:
-        raise S3Error(bad, "the date of the credential is not the date of the request")
-    payload = request.header("x-amz-content-sha256")
+    if stamp[:8] != parsed.date:
+        raise S3Error("AuthorizationHeaderMalformed", "the date of the credential is not the date of the request")
+    payload = environ.get("HTTP_X_AMZ_CONTENT_SHA256")
     if payload is None:
         raise S3Error("InvalidRequest", "the header x-amz-content-sha256 is missing")
     _check_payload_name(payload)
-    signed = fields["SignedHeaders"].split(";")
-    _check_signed_headers(request, signed, presigned=False)
+    unsigned = [name for name in environ if name.startswith("HTTP_X_AMZ_") and name not in parsed.amz]
+    if unsigned or "HTTP_HOST" not in parsed.environ_names:
+        _check_signed_headers(request, parsed.signed, presigned=False)
+    request.signed_names = parsed.names
     query = signatures.canonical_query(request.pairs) if request.raw_query else ""
-    canonical = signatures.canonical_request(request.method, request.raw_path, query, request.header, signed, payload)
-    scope = f"{date}/{region}/{service}/aws4_request"
-    key = signatures.signing_key(credential.secret_key, date, region, service)
-    wanted = signatures.signature(key, signatures.string_to_sign(stamp, scope, canonical))
-    if not hmac.compare_digest(wanted, fields["Signature"]):
+    lines = "".join(
+        [
+            f"{name}:{' '.join(environ.get(key, '').split())}\n"
+            for name, key in zip(parsed.signed, parsed.environ_names, strict=True)
+        ]
+    )
+    canonical = f"{request.method}\n{signatures.encode_path(request.raw_path)}\n{query}\n{lines}\n{';'.join(parsed.signed)}\n{payload}"
+    key = signatures.signing_key(credential.secret_key, parsed.date, parsed.region, parsed.service)
+    wanted = signatures.signature(key, signatures.string_to_sign(stamp, parsed.scope, canonical))
+    if not hmac.compare_digest(wanted.encode(), claimed.strip().encode()):
         raise S3Error(
             "SignatureDoesNotMatch",
             "the signature does not match; check the secret key and the signing method",
-            AWSAccessKeyId=access_key,
+            AWSAccessKeyId=parsed.access_key,
         )
-    return Identity(credential.user, payload, key, stamp, scope, wanted)
+    return Identity(credential.user, payload, key, stamp, parsed.scope, wanted)
 
 
 def _version_4_query(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
@@ -231,7 +275,7 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
             raise S3Error(bad, f"a presigned URL has {name} exactly once")
     if query["X-Amz-Algorithm"] != signatures.ALGORITHM:
         raise S3Error(bad, f"X-Amz-Algorithm must be {signatures.ALGORITHM}")
-    access_key, date, region, service = _scope(request, query["X-Amz-Credential"], bad)
+    access_key, date, region, service = _scope(request.config.s3_region, query["X-Amz-Credential"], bad)
     credential = _credential(identities, reader, access_key)
     moment_s = parse_stamp(query["X-Amz-Date"])
     if moment_s is None or query["X-Amz-Date"][:8] != date:
@@ -264,7 +308,7 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
     scope = f"{date}/{region}/{service}/aws4_request"
     key = signatures.signing_key(credential.secret_key, date, region, service)
     wanted = signatures.signature(key, signatures.string_to_sign(query["X-Amz-Date"], scope, canonical))
-    if not hmac.compare_digest(wanted, query["X-Amz-Signature"]):
+    if not hmac.compare_digest(wanted.encode(), query["X-Amz-Signature"].encode()):
         raise S3Error(
             "SignatureDoesNotMatch",
             "the signature does not match; check the secret key and the signing method",
@@ -299,7 +343,7 @@ def _v2_check(request: S3Request, credential: Credential, claimed: str, date: st
         credential.secret_key,
         signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.all_headers, date),
     )
-    if not hmac.compare_digest(wanted, claimed):
+    if not hmac.compare_digest(wanted.encode(), claimed.encode()):
         raise S3Error(
             "SignatureDoesNotMatch",
             "the signature does not match; check the secret key and the signing method",

@@ -8,15 +8,14 @@ from stratum import buckets, objects
 from stratum.errors import BucketExists
 from stratum.s3 import access
 from stratum.s3.access import BUCKET_ACLS
+from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body
-from stratum.s3.context import Context, canned_acl, check_key, empty, owner_element, refuse_unbuilt, version_id, xml
+from stratum.s3.context import Context, canned_acl, check_key, owner_element, refuse_unbuilt, version_id
 from stratum.s3.errors import S3Error, not_implemented
 from stratum.s3.xml import document, element, parse, text
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
-
-    from werkzeug.wrappers import Response
 
     from stratum.schema import BucketRow
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -32,7 +31,7 @@ _GRANTS = {
 }
 
 
-def create_bucket(context: Context) -> Response:
+def create_bucket(context: Context) -> Answer:
     owner = context.require_user()
     refuse_unbuilt(context.request)
     name = context.request.bucket
@@ -73,14 +72,14 @@ def _location(context: Context, root: Element) -> str:
     return region
 
 
-def head_bucket(context: Context) -> Response:
+def head_bucket(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.READ)
     return empty(200, {"x-amz-bucket-region": context.config.s3_region, "Content-Type": "application/xml"})
 
 
-def delete_bucket(context: Context) -> Response:
+def delete_bucket(context: Context) -> Answer:
     def commit(tx: MetadataTransaction) -> None:
         _own(context, context.bucket(tx))
         buckets.remove(tx, context.request.bucket)
@@ -94,7 +93,7 @@ def _own(context: Context, bucket: BucketRow) -> None:
         raise S3Error("AccessDenied", "access denied")
 
 
-def get_location(context: Context) -> Response:
+def get_location(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.READ)
@@ -102,7 +101,7 @@ def get_location(context: Context) -> Response:
     return xml(document("LocationConstraint", region))
 
 
-def get_versioning(context: Context) -> Response:
+def get_versioning(context: Context) -> Answer:
     """Versioning was never switched on: S3 says so with an empty document."""
     with context.volume.snapshot() as reader:
         access.check_bucket(context.bucket(reader), context.identity, access.READ)
@@ -134,14 +133,14 @@ def _acl_document(context: Context, reader: InodeReader, owner: str, bucket_owne
     )
 
 
-def get_bucket_acl(context: Context) -> Response:
+def get_bucket_acl(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
         access.check_bucket(bucket, context.identity, access.READ_ACL)
         return xml(_acl_document(context, reader, bucket.owner, bucket.owner, bucket.acl))
 
 
-def get_object_acl(context: Context) -> Response:
+def get_object_acl(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
         check_key(context.key)
@@ -186,7 +185,7 @@ def _wanted_acl(context: Context, owner: str, *, for_object: bool) -> str:
     raise not_implemented("an ACL whose grants are not those of a canned ACL")
 
 
-def put_bucket_acl(context: Context) -> Response:
+def put_bucket_acl(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.WRITE_ACL)
@@ -195,7 +194,7 @@ def put_bucket_acl(context: Context) -> Response:
     return empty(200)
 
 
-def put_object_acl(context: Context) -> Response:
+def put_object_acl(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
         check_key(context.key)
@@ -209,5 +208,5 @@ def put_object_acl(context: Context) -> Response:
     return empty(200)
 
 
-def put_versioning(_context: Context) -> Response:
+def put_versioning(_context: Context) -> Answer:
     raise not_implemented("PutBucketVersioning")

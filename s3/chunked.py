@@ -48,7 +48,7 @@ class ChunkSigner:
 
     def _check(self, claimed: str, text: str) -> None:
         wanted = signatures.signature(self._key, text)
-        if not hmac.compare_digest(wanted, claimed):
+        if not hmac.compare_digest(wanted.encode(), claimed.encode()):
             raise S3Error(
                 "SignatureDoesNotMatch",
                 "a chunk's signature does not match; check the secret key and the signing method",

@@ -8,9 +8,6 @@ from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
-from werkzeug.datastructures import Headers
-from werkzeug.wrappers import Response
-
 from stratum import buckets, tree
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
@@ -36,7 +33,7 @@ _REFUSED_HEADERS = (
     "x-amz-write-offset-bytes", "x-amz-grant-read", "x-amz-grant-write", "x-amz-grant-read-acp", "x-amz-grant-write-acp",
     "x-amz-grant-full-control", "x-amz-object-ownership", "x-amz-mfa", "x-amz-rename-source", "x-amz-security-token",
 )  # fmt: skip
-_REFUSED_ENVIRON = tuple((f"HTTP_{name.upper().replace('-', '_')}", name) for name in _REFUSED_HEADERS)
+_REFUSED_ENVIRON = {f"HTTP_{name.upper().replace('-', '_')}": name for name in _REFUSED_HEADERS}
 
 
 @dataclass(slots=True)
@@ -99,29 +96,17 @@ def iso_date(moment_ns: int) -> str:
     )
 
 
-def xml(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, content_type="application/xml")
-
-
-def empty(status: int = 204, headers: dict[str, str] | None = None) -> Response:
-    response = Response(b"", status, headers)
-    response.headers.remove("Content-Type")
-    return response
-
-
-def object_headers(inode: Inode, metadata: ObjectMetadata, etag: str, content_type: str) -> Headers:
-    headers = Headers(
-        [
-            ("ETag", f'"{etag}"'),
-            ("Last-Modified", http_date(inode.mtime_ns)),
-            ("Content-Type", content_type),
-            ("Accept-Ranges", "bytes"),
-        ]
-    )
-    for name, value in metadata.headers.items():
-        headers.add(name, value)
-    for name, value in metadata.user.items():
-        headers.add(f"x-amz-meta-{name}", value)
+def object_headers(inode: Inode, metadata: ObjectMetadata, etag: str, content_type: str) -> list[tuple[str, str]]:
+    headers = [
+        ("ETag", f'"{etag}"'),
+        ("Last-Modified", http_date(inode.mtime_ns)),
+        ("Content-Type", content_type),
+        ("Accept-Ranges", "bytes"),
+    ]
+    if metadata.headers:
+        headers += metadata.headers.items()
+    if metadata.user:
+        headers += [(f"x-amz-meta-{name}", value) for name, value in metadata.user.items()]
     return headers
 
 
@@ -142,9 +127,10 @@ def url_encoded(value: bytes) -> str:
 def refuse_unbuilt(request: S3Request) -> None:
     """Answer 501 for every header whose meaning would otherwise be ignored."""
     environ = request.environ
-    for name, header in _REFUSED_ENVIRON:
-        if name in environ:
-            raise not_implemented(f"the header {header}")
+    if not _REFUSED_ENVIRON.keys().isdisjoint(environ):
+        raise not_implemented(
+            f"the header {next(header for name, header in _REFUSED_ENVIRON.items() if name in environ)}"
+        )
     storage_class = environ.get("HTTP_X_AMZ_STORAGE_CLASS")
     if storage_class and storage_class != "STANDARD":
         raise not_implemented(f"the storage class {storage_class}")
@@ -232,10 +218,21 @@ def _date_header(context: Context, name: str) -> int | None:
         return None  # RFC 9110: a condition with an invalid date is ignored
 
 
+_CONDITIONS = ("IF_MATCH", "IF_NONE_MATCH", "IF_MODIFIED_SINCE", "IF_UNMODIFIED_SINCE")
+_CONDITIONAL = {
+    "": frozenset(
+        (
+            *(f"HTTP_{name}" for name in _CONDITIONS),
+            "HTTP_X_AMZ_IF_MATCH_SIZE",
+            "HTTP_X_AMZ_IF_MATCH_LAST_MODIFIED_TIME",
+        )
+    ),
+    "x-amz-copy-source-": frozenset(f"HTTP_X_AMZ_COPY_SOURCE_{name}" for name in _CONDITIONS),
+}
+
+
 def conditions(context: Context, prefix: str = "") -> Conditions:
-    environ = context.request.environ
-    marker = "HTTP_" + prefix.upper().replace("-", "_") + "IF_"
-    if not any(name.startswith((marker, "HTTP_X_AMZ_IF_MATCH")) for name in environ):
+    if _CONDITIONAL[prefix].isdisjoint(context.request.environ):
         return NO_CONDITIONS
     size = context.header("x-amz-if-match-size") if not prefix else None
     if size is not None and not size.isdigit():

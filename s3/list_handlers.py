@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from stratum import buckets, listing
 from stratum.s3 import access
-from stratum.s3.context import Context, iso_date, owner_element, url_encoded, xml
+from stratum.s3.answer import Answer, xml
+from stratum.s3.context import Context, iso_date, owner_element, url_encoded
 from stratum.s3.errors import S3Error
 from stratum.s3.xml import document, element, escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from werkzeug.wrappers import Response
 
     from stratum.listing import Page
     from stratum.schema import BucketRow, Inode
@@ -37,21 +36,28 @@ def _iso_date(moment_ns: int) -> str:
     return f"{head}{moment_ns // 1_000_000 % 1000:03d}Z"
 
 
+def _escaped(value: bytes) -> str:
+    return value.decode() if _PLAIN.fullmatch(value) else escape(value.decode())
+
+
 def _encoder(context: Context) -> Callable[[bytes], str]:
     kind = context.query.get("encoding-type")
     if kind is None:
-        return lambda value: value.decode() if _PLAIN.fullmatch(value) else escape(value.decode())
+        return _escaped
     if kind != "url":
         raise S3Error("InvalidArgument", "encoding-type is url", ArgumentName="encoding-type", ArgumentValue=kind)
     return url_encoded
 
 
 def _contents(objects: list[tuple[bytes, Inode]], encode: Callable[[bytes], str], owner: str) -> str:
-    """The hot loop of listing: one format a key."""
+    """The hot loop of listing: one format a key, and one check for the whole page whether anything needs escaping."""
+    if encode is _escaped and _PLAIN.fullmatch(b"".join([key for key, _ in objects])):
+        encode = bytes.decode
+    tail = f"</Size>{owner}<StorageClass>STANDARD</StorageClass></Contents>"
     return "".join(
         [
-            f"<Contents><Key>{encode(key)}</Key><LastModified>{_iso_date(inode.mtime_ns)}</LastModified><ETag>&quot;{inode.etag_text}&quot;</ETag>"
-            f"<Size>{inode.size}</Size>{owner}<StorageClass>STANDARD</StorageClass></Contents>"
+            f"<Contents><Key>{encode(key)}</Key><LastModified>{_iso_date(inode.mtime_ns)}</LastModified>"
+            f"<ETag>&quot;{inode.etag_text}&quot;</ETag><Size>{inode.size}{tail}"
             for key, inode in objects
         ]
     )
@@ -71,7 +77,7 @@ def _bytes(context: Context, name: str) -> bytes:
     return context.query.get(name, "").encode()
 
 
-def list_objects(context: Context) -> Response:
+def list_objects(context: Context) -> Answer:
     count_max = context.request.integer("max-keys", 1000, 0, 1000)
     prefix, delimiter, marker = _bytes(context, "prefix"), _bytes(context, "delimiter"), _bytes(context, "marker")
     encode = _encoder(context)
@@ -108,7 +114,7 @@ def decode_token(token: str) -> bytes:
     return raw[1:]
 
 
-def list_objects_v2(context: Context) -> Response:
+def list_objects_v2(context: Context) -> Answer:
     query = context.query
     count_max = context.request.integer("max-keys", 1000, 0, 1000)
     prefix, delimiter, start_after = (
@@ -135,7 +141,7 @@ def list_objects_v2(context: Context) -> Response:
     )  # fmt: skip
 
 
-def list_versions(context: Context) -> Response:
+def list_versions(context: Context) -> Answer:
     """Every object has one version, the null one."""
     count_max = context.request.integer("max-keys", 1000, 0, 1000)
     prefix, delimiter, marker = _bytes(context, "prefix"), _bytes(context, "delimiter"), _bytes(context, "key-marker")
@@ -164,7 +170,7 @@ def list_versions(context: Context) -> Response:
     )  # fmt: skip
 
 
-def list_buckets(context: Context) -> Response:
+def list_buckets(context: Context) -> Answer:
     """The caller's own buckets; all of them for an administrator; none for an anonymous caller."""
     query = context.query
     count_max = context.request.integer("max-buckets", 10_000, 1, 10_000)

@@ -11,6 +11,7 @@ from stratum.errors import TryAgain
 from stratum.multipart import PART_NUMBER_MAX, CompletePart, CompleteRequest
 from stratum.preconditions import check_copy_source
 from stratum.s3 import access, ranges
+from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body
 from stratum.s3.context import (
     Context,
@@ -19,22 +20,18 @@ from stratum.s3.context import (
     checksum_headers,
     conditions,
     copy_source,
-    empty,
     iso_date,
     object_metadata,
     owner_element,
     refuse_unbuilt,
     url_encoded,
-    xml,
-)  # fmt: skip
+    )  # fmt: skip
 from stratum.s3.errors import S3Error
 from stratum.s3.object_write import checksum_algorithm, find_source, hash_source, receive
 from stratum.s3.xml import document, element, escape, parse, text
 from stratum.schema import Inode
 
 if TYPE_CHECKING:
-    from werkzeug.wrappers import Response
-
     from stratum.schema import BucketRow, PartRow, UploadRow
     from stratum.transaction import InodeReader, MetadataTransaction
 
@@ -47,7 +44,7 @@ def _bucket(context: Context, reader: InodeReader, what: str) -> BucketRow:
     return bucket
 
 
-def create_upload(context: Context) -> Response:
+def create_upload(context: Context) -> Answer:
     refuse_unbuilt(context.request)
     check_key(context.key)
     with context.volume.snapshot() as reader:
@@ -108,7 +105,7 @@ def _upload(context: Context, what: str) -> tuple[BucketRow, UploadRow]:
         return bucket, multipart.get(reader, bucket, context.key, context.query.get("uploadId", ""))
 
 
-def upload_part(context: Context) -> Response:
+def upload_part(context: Context) -> Answer:
     refuse_unbuilt(context.request)
     check_key(context.key)
     number = _part_number(context)
@@ -137,7 +134,7 @@ def upload_part(context: Context) -> Response:
     )
 
 
-def upload_part_copy(context: Context) -> Response:
+def upload_part_copy(context: Context) -> Answer:
     """Shares the source's extents; only a small inline source is copied. The ETag of a shared range is derived, not an MD5."""
     refuse_unbuilt(context.request)
     check_key(context.key)
@@ -225,7 +222,7 @@ def _copy_part(
     )
 
 
-def abort_upload(context: Context) -> Response:
+def abort_upload(context: Context) -> Answer:
     check_key(context.key)
     upload_id = context.query.get("uploadId", "")
 
@@ -236,7 +233,7 @@ def abort_upload(context: Context) -> Response:
     return empty(204)
 
 
-def complete_upload(context: Context) -> Response:
+def complete_upload(context: Context) -> Answer:
     check_key(context.key)
     with context.volume.snapshot() as reader:
         _bucket(context, reader, access.WRITE)
@@ -279,7 +276,7 @@ def complete_upload(context: Context) -> Response:
     return xml(document("CompleteMultipartUploadResult", *fields, *sums), headers=checksum_headers(metadata))
 
 
-def list_parts(context: Context) -> Response:
+def list_parts(context: Context) -> Answer:
     check_key(context.key)
     count_max = context.request.integer("max-parts", 1000, 0, 1000)
     after = context.request.integer("part-number-marker", 0, 0)
@@ -314,7 +311,7 @@ def list_parts(context: Context) -> Response:
     )  # fmt: skip
 
 
-def list_uploads(context: Context) -> Response:
+def list_uploads(context: Context) -> Answer:
     query = context.query
     count_max = context.request.integer("max-uploads", 1000, 0, 1000)
     prefix, delimiter = query.get("prefix", "").encode(), query.get("delimiter", "").encode()

@@ -6,12 +6,11 @@ import mimetypes
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from werkzeug.wrappers import Response
-
 from stratum import content, objects
 from stratum.errors import NoSuchKey
 from stratum.preconditions import check_read
 from stratum.s3 import access, ranges
+from stratum.s3.answer import Answer, xml
 from stratum.s3.context import (
     Context,
     check_key,
@@ -20,7 +19,6 @@ from stratum.s3.context import (
     http_date,
     object_headers,
     version_id,
-    xml,
 )
 from stratum.s3.errors import S3Error
 from stratum.s3.xml import document, element
@@ -98,36 +96,40 @@ def _if_range_holds(context: Context, state: ObjectState) -> bool:
     return wanted is None or wanted.strip('"') == state.etag or wanted == http_date(state.inode.mtime_ns)
 
 
-def _headers(context: Context, state: ObjectState, start: int, stop: int, status: int) -> Response:
-    response = Response(status=status)
+def _answer(context: Context, state: ObjectState, start: int, stop: int, status: int) -> Answer:
     headers = object_headers(state.inode, state.metadata, state.etag, content_type_of(context, state))
-    headers.set("Content-Length", str(stop - start))
+    headers.append(("Content-Length", str(stop - start)))
     if status == 206:
-        headers.set("Content-Range", f"bytes {start}-{stop - 1}/{state.size}")
-    if "partNumber" in context.query and state.metadata.part_sizes:
-        headers.set("x-amz-mp-parts-count", str(len(state.metadata.part_sizes)))
+        headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{state.size}"))
     if context.header("x-amz-checksum-mode") == "ENABLED" and start == 0 and stop == state.size:
-        headers.update(checksum_headers(state.metadata))
+        headers += checksum_headers(state.metadata).items()
     if context.request.raw_query:
-        for name, target in _OVERRIDES.items():
-            value = context.query.get(name)
-            if value is not None:
-                if context.identity.anonymous:
-                    raise S3Error("InvalidRequest", "response- overrides need a signed request")
-                if not all(" " <= c <= "~" for c in value):
-                    raise S3Error("InvalidArgument", f"{name} has characters that a header cannot carry")
-                headers.set(target, value)
-    response.headers = headers
-    return response
+        if "partNumber" in context.query and state.metadata.part_sizes:
+            headers.append(("x-amz-mp-parts-count", str(len(state.metadata.part_sizes))))
+        _override(context, headers)
+    return Answer(status, headers)
 
 
-def head_object(context: Context) -> Response:
+def _override(context: Context, headers: list[tuple[str, str]]) -> None:
+    for name, target in _OVERRIDES.items():
+        value = context.query.get(name)
+        if value is None:
+            continue
+        if context.identity.anonymous:
+            raise S3Error("InvalidRequest", "response- overrides need a signed request")
+        if not all(" " <= c <= "~" for c in value):
+            raise S3Error("InvalidArgument", f"{name} has characters that a header cannot carry")
+        headers[:] = [(known, old) for known, old in headers if known.lower() != target.lower()]
+        headers.append((target, value))
+
+
+def head_object(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         _, state = find(context, reader)
-    return _headers(context, state, *_extent(context, state))
+    return _answer(context, state, *_extent(context, state))
 
 
-def get_object(context: Context) -> Response:
+def get_object(context: Context) -> Answer:
     """One committed state from the first byte to the last, whatever anybody writes meanwhile."""
     volume = context.volume
     with volume.snapshot() as reader:
@@ -135,26 +137,25 @@ def get_object(context: Context) -> Response:
         if state.inode.flags & Inode.INLINE or state.size == 0:
             start, stop, status = _extent(context, state)
             plan = objects.plan(reader, state, start, stop)
-            response = _headers(context, state, start, stop, status)
-            response.response = map(bytes, content.read_planned(volume, plan, start, stop))
-            if stop - start <= content.READ_BYTES:
-                response.response = list(response.response)
-            return response
+            answer = _answer(context, state, start, stop, status)
+            pieces = map(bytes, content.read_planned(volume, plan, start, stop))
+            answer.body = b"".join(pieces) if stop - start <= content.READ_BYTES else pieces
+            return answer
     with ExitStack() as stack:
         stack.enter_context(volume.reading())
         with volume.snapshot() as reader:
             _, state = find(context, reader)
             start, stop, status = _extent(context, state)
             plan = objects.plan(reader, state, start, stop)
-        response = _headers(context, state, start, stop, status)
-        pieces = content.read_planned(volume, plan, start, stop)
+        answer = _answer(context, state, start, stop, status)
+        rest = content.read_planned(volume, plan, start, stop)
         # The first piece is read before the status is sent: damage there is an error, not a broken body.
-        first = next(pieces, b"")
+        first = next(rest, b"")
         if len(first) == stop - start:
-            response.response = [bytes(first)]
-            return response
-        response.response = _Stream(first, pieces, stack.pop_all())
-    return response
+            answer.body = bytes(first)
+            return answer
+        answer.body = _Stream(first, rest, stack.pop_all())
+    return answer
 
 
 class _Stream:
@@ -188,7 +189,7 @@ class _Stream:
 _ATTRIBUTES = ("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize")
 
 
-def get_object_attributes(context: Context) -> Response:
+def get_object_attributes(context: Context) -> Answer:
     wanted = [name.strip() for name in (context.header("x-amz-object-attributes") or "").split(",") if name.strip()]
     unknown = [name for name in wanted if name not in _ATTRIBUTES]
     if not wanted or unknown:

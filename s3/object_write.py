@@ -11,6 +11,7 @@ from stratum.content import INLINE_BYTES_MAX, NewContent
 from stratum.errors import NoSuchKey, StratumError, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3 import access
+from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body
 from stratum.s3.context import (
     Context,
@@ -19,14 +20,12 @@ from stratum.s3.context import (
     checksum_headers,
     conditions,
     copy_source,
-    empty,
     expect_owner,
     iso_date,
     object_metadata,
     refuse_unbuilt,
     version_id,
-    xml,
-)  # fmt: skip
+    )  # fmt: skip
 from stratum.s3.errors import S3Error, code_of
 from stratum.s3.xml import document, element, only, parse, text
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
     from xml.etree.ElementTree import Element
-
-    from werkzeug.wrappers import Response
 
     from stratum.schema import BucketRow, Inode, ObjectMetadata
     from stratum.transaction import MetadataTransaction
@@ -83,7 +80,7 @@ def _writable(context: Context) -> BucketRow:
     return bucket
 
 
-def put_object(context: Context) -> Response:
+def put_object(context: Context) -> Answer:
     refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
@@ -139,7 +136,7 @@ def hash_source(context: Context, state: objects.ObjectState, algorithm: str, st
     return checksums.encode(hasher.digest())
 
 
-def copy_object(context: Context) -> Response:
+def copy_object(context: Context) -> Answer:
     refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
@@ -202,7 +199,7 @@ def copy_object(context: Context) -> Response:
 # -- delete -----------------------------------------------------------------------------------------------------------
 
 
-def delete_object(context: Context) -> Response:
+def delete_object(context: Context) -> Answer:
     check_key(context.key)
     version_id(context)
     _writable(context)
@@ -220,7 +217,7 @@ def delete_object(context: Context) -> Response:
     return empty(204)
 
 
-def delete_objects(context: Context) -> Response:
+def delete_objects(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
     allowed = access.may_use_bucket(bucket, context.identity, access.WRITE)

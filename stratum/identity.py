@@ -43,6 +43,7 @@ class Identities:
         self._volume = volume
         self._seal = AESGCM((volume.meta / "seal.key").read_bytes())
         self._memo: dict[tuple[bytes, bytes], Credential] = {}
+        self._owners: dict[bytes, bytes] = {}
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -51,15 +52,21 @@ class Identities:
         raw = reader.get(b"A" + access_key.encode()) if 0 < len(access_key) <= 128 else None
         if raw is None:
             raise NoSuchAccessKey(access_key)
-        row = unpack_json(raw)
-        user_raw = reader.get(b"R" + row["user"].encode())
+        user_id = self._owners.get(raw)
+        if user_id is None:
+            user_id = unpack_json(raw)["user"].encode()
+        user_raw = reader.get(b"R" + user_id)
         if user_raw is None:
             raise NoSuchAccessKey(access_key)
         found = self._memo.get((raw, user_raw))
         if found is None:
-            found = Credential(access_key, self._unseal(access_key, row["secret"]), UserRow(**unpack_json(user_raw)))
+            found = Credential(
+                access_key, self._unseal(access_key, unpack_json(raw)["secret"]), UserRow(**unpack_json(user_raw))
+            )
             if len(self._memo) >= _MEMO_MAX:
                 self._memo.clear()
+                self._owners.clear()
+            self._owners[raw] = user_id
             self._memo[raw, user_raw] = found
         return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stratum import content, longkeys
 from stratum.kv.contract import prefix_end
-from stratum.schema import Inode, Kind, key_u64
+from stratum.schema import Inode, Kind, key_u64, pack_u64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,11 @@ class Page:
     last: bytes = b""
 
 
+Row = tuple[bytes, bytes]
+"""A key and the inode number of its object, eight bytes big-endian."""
+BATCH_ROWS = 256
+
+
 def list_page(
     reader: InodeReader,
     bucket: BucketRow,
@@ -45,44 +50,62 @@ def list_page(
     page = Page()
     if limit <= 0:
         return page
-    numbers: list[tuple[bytes, int]] = []
+    rows: list[Row] = []
     start = max(after, prefix)
     if delimiter and after.startswith(prefix):
         at = after.find(delimiter, len(prefix))
         if at >= 0:
             start = max(start, prefix_end(after[: at + len(delimiter)]))
-    walker = _Walker(reader, bucket, prefix, delimiter == b"/")
-    count = 0
+    walker = _Walker(reader, bucket, prefix, collapse=delimiter == b"/", limit=limit)
     resume: bytes | None = start
-    while resume is not None:
+    while resume is not None and not page.truncated:
         begin, resume = resume, None
-        for key, number in walker.walk(begin):
-            if key <= after or key < begin:
-                continue
-            at = key.find(delimiter, len(prefix)) if delimiter else -1
-            if count == limit:
-                page.truncated = True
+        for batch in walker.walk(begin):
+            resume = _take(page, rows, batch, after, prefix, delimiter, limit)
+            if resume is not None or page.truncated:
                 break
-            count += 1
-            if at < 0:
-                numbers.append((key, number))
-                page.last = key
-                continue
-            page.last = key[: at + len(delimiter)]
-            page.prefixes.append(page.last)
-            resume = prefix_end(page.last)  # seek over everything else that has this prefix
-            break
-    page.objects = _load(reader, numbers)
+    page.objects = _load(reader, rows)
     return page
 
 
-def _load(reader: InodeReader, numbers: list[tuple[bytes, int]]) -> list[tuple[bytes, Inode]]:
-    rows = reader.get_many([key_u64(b"I", number) for _, number in numbers])
+def _take(
+    page: Page, rows: list[Row], batch: list[Row], after: bytes, prefix: bytes, delimiter: bytes, limit: int
+) -> bytes | None:
+    """Add a batch to the page; where to go on if a common prefix makes the rest of the batch worthless."""
+    if batch and batch[0][0] <= after:
+        batch = [row for row in batch if row[0] > after]
+    if not delimiter:
+        room = limit - len(rows) - len(page.prefixes)
+        if len(batch) > room:
+            page.truncated = True
+            batch = batch[:room]
+        rows += batch
+        if batch:
+            page.last = batch[-1][0]
+        return None
+    for row in batch:
+        key = row[0]
+        if len(rows) + len(page.prefixes) == limit:
+            page.truncated = True
+            return None
+        at = key.find(delimiter, len(prefix))
+        if at < 0:
+            rows.append(row)
+            page.last = key
+            continue
+        page.last = key[: at + len(delimiter)]
+        page.prefixes.append(page.last)
+        return prefix_end(page.last)
+    return None
+
+
+def _load(reader: InodeReader, rows: list[Row]) -> list[tuple[bytes, Inode]]:
+    stored = reader.get_many([b"I" + number for _, number in rows])
     found = []
-    for key, number in numbers:
-        raw = rows.get(key_u64(b"I", number))
+    for key, number in rows:
+        raw = stored.get(b"I" + number)
         if raw is not None:
-            inode = Inode.unpack(number, raw)
+            inode = Inode.unpack(int.from_bytes(number, "big"), raw)
             if inode.kind == Kind.DIRECTORY:
                 inode.size, inode.etag, inode.etag_parts = 0, content.EMPTY_MD5, 0
             found.append((key, inode))
@@ -90,31 +113,31 @@ def _load(reader: InodeReader, numbers: list[tuple[bytes, int]]) -> list[tuple[b
 
 
 class _Walker:
-    """Yields (key, inode number) of every live key from a start on, in order.
+    """Yields batches of rows of every live key from a start on, in order.
 
     With delimiter "/" a live directory behind the prefix is yielded once as `key/` and not entered: its content can only
     add to the same common prefix.
     """
 
-    def __init__(self, reader: InodeReader, bucket: BucketRow, prefix: bytes, collapse: bool) -> None:
+    def __init__(self, reader: InodeReader, bucket: BucketRow, prefix: bytes, *, collapse: bool, limit: int) -> None:
         self._reader = reader
         self._bucket = bucket
         self._prefix = prefix
         self._collapse = collapse
+        self._batch_rows = min(limit + 1, BATCH_ROWS)
 
-    def walk(self, start: bytes) -> Iterator[tuple[bytes, int]]:
+    def walk(self, start: bytes) -> Iterator[list[Row]]:
         return self._directory(self._bucket.inode, b"", start, top=True)
 
-    def _directory(self, number: int, path: bytes, start: bytes, *, top: bool = False) -> Iterator[tuple[bytes, int]]:
+    def _directory(self, number: int, path: bytes, start: bytes, *, top: bool = False) -> Iterator[list[Row]]:
         prefix = self._prefix
         inside = prefix[len(path) :] if prefix.startswith(path) else b""
-        if not top and not inside:
+        if not top and not inside and path >= start:
             inode = self._inode(number)
-            if path >= start:
-                if inode.object_inode:
-                    yield path, inode.object_inode
-                elif inode.explicit and not inode.live:
-                    yield path, number
+            if inode.object_inode:
+                yield [(path, pack_u64(inode.object_inode))]
+            elif inode.explicit and not inode.live:
+                yield [(path, pack_u64(number))]
         # Only entries that can hold keys >= start: the entry that contains `start`, and what follows it.
         first = b""
         if start.startswith(path):
@@ -125,20 +148,28 @@ class _Walker:
             return
         slash = inside.find(b"/")
         wanted = inside if slash < 0 else inside[: slash + 1]
-        file, directory = int(Kind.FILE), int(Kind.DIRECTORY)
+        batch: list[Row] = []
         for entry, raw in longkeys.scan(self._reader.kv, b"D", number, first, wanted):
             kind = raw[8]
-            if kind == file:
+            if kind == 1:  # Kind.FILE; the enum's lookup costs as much as the rest of the line
                 if slash < 0:
-                    yield path + entry, int.from_bytes(raw[:8], "big")
-            elif kind == directory:
-                child = int.from_bytes(raw[:8], "big")
+                    batch.append((path + entry, raw[:8]))
+                    if len(batch) >= self._batch_rows:
+                        yield batch
+                        batch = []
+            elif kind == 2:
+                if batch:
+                    yield batch
+                    batch = []
                 full = path + entry
+                child = int.from_bytes(raw[:8], "big")
                 if self._collapse and len(full) > len(prefix):
                     if full >= start and self._inode(child).is_live:
-                        yield full, child
+                        yield [(full, raw[:8])]
                 else:
                     yield from self._directory(child, full, start)
+        if batch:
+            yield batch
 
     def _inode(self, number: int) -> Inode:
         raw = self._reader.get(key_u64(b"I", number))

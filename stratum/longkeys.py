@@ -75,10 +75,11 @@ def scan(
     head = table + pack_u64(node)
     stop = prefix_end(head + prefix[:PIECE_BYTES]) if prefix else prefix_end(head)
     first = head + max(start, prefix)[:PIECE_BYTES]
+    length = len(prefix)
     for key, value in snapshot.scan(first, stop):
         if len(key) != _CONTINUATION_BYTES:
             string = key[HEAD_BYTES:]
-            if string >= start and string.startswith(prefix):
+            if (not length or string.startswith(prefix)) and string >= start:
                 yield string, value
             continue
         piece = key[HEAD_BYTES:-1]

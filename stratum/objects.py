@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DIRECTORY_METADATA = ObjectMetadata(content_type="application/x-directory")
 NO_METADATA = ObjectMetadata()
+_MEMO_MAX = 2048
+_memo: dict[bytes, ObjectMetadata] = {}
+"""Decoded metadata by its row: many objects have the same, and a row cannot go stale."""
 
 
 @dataclass(slots=True)
@@ -44,7 +47,14 @@ def metadata_of(reader: InodeReader, inode: Inode) -> ObjectMetadata:
     if not inode.flags & Inode.HAS_METADATA:
         return NO_METADATA
     raw = reader.get(key_u64(b"M", inode.number))
-    return NO_METADATA if raw is None else ObjectMetadata.unpack(raw)
+    if raw is None:
+        return NO_METADATA
+    found = _memo.get(raw)
+    if found is None:
+        if len(_memo) >= _MEMO_MAX:
+            _memo.clear()
+        found = _memo[raw] = ObjectMetadata.unpack(raw)
+    return found
 
 
 def set_metadata(tx: MetadataTransaction, inode: Inode, metadata: ObjectMetadata) -> None:

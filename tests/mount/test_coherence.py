@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from tests.s3.test_objects import refused
+
 if TYPE_CHECKING:
     from pathlib import Path
 
