@@ -19,6 +19,7 @@ from stratum.s3.context import Context, http_date
 from stratum.s3.errors import STATUS, S3Error, code_of, not_implemented
 from stratum.s3.request import S3Request
 from stratum.s3.xml import error as error_body
+from stratum.turn import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -64,6 +65,10 @@ _OBJECT: dict[tuple[str, str], Handler] = {
     ("DELETE", "uploadId"): multipart_handlers.abort_upload,
 }
 _SUBRESOURCES = frozenset(name for table in (_BUCKET, _OBJECT) for _, name in table if name) | _UNBUILT
+_COMPUTING = frozenset(
+    ("get_object", "head_object", "list_objects", "list_objects_v2", "list_versions", "list_buckets", "head_bucket")
+)
+"""Operations that wait for nothing but a page of the store; get_object lets go of the turn where it reads a disk."""
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE"))
 
 
@@ -127,12 +132,19 @@ class Application:
         operation, user = "", ""
         request: S3Request | None = None
         try:
-            request = S3Request(environ, self._volume.config, request_id)
-            handler, operation = route(request)
-            with self._volume.snapshot() as reader:
-                identity = authenticate(request, self._identities, reader)
-            user = identity.user.name if identity.user else "-"
-            response = handler(Context(self._volume, self._identities, self._volume.config, request, identity))
+            with turn:
+                request = S3Request(environ, self._volume.config, request_id)
+                handler, operation = route(request)
+                with self._volume.snapshot() as reader:
+                    identity = authenticate(request, self._identities, reader)
+                    user = identity.user.name if identity.user else "-"
+                    context = Context(self._volume, self._identities, self._volume.config, request, identity)
+                    response = None
+                    if operation in _COMPUTING:
+                        context.reader = reader
+                        response = handler(context)
+                if response is None:
+                    response = handler(context)
         except NotModified as error:
             response = empty(304, {"ETag": f'"{error.etag}"', "Last-Modified": http_date(error.mtime_ns)})
         except StratumError as error:

@@ -16,6 +16,7 @@ from stratum import checksums
 from stratum.s3 import signatures
 from stratum.s3.chunked import ChunkedDecoder, ChunkSigner
 from stratum.s3.errors import S3Error
+from stratum.turn import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,8 @@ class Body:
         """Payload in order. Raises `S3Error`."""
         left = self._wire_length
         while left is None or left:
-            data = self._stream.read(READ_BYTES if left is None else min(READ_BYTES, left))
+            with waiting():
+                data = self._stream.read(READ_BYTES if left is None else min(READ_BYTES, left))
             if not data:
                 if left:
                     raise S3Error("IncompleteBody", "the body has fewer bytes than Content-Length says; send it again")

@@ -73,7 +73,7 @@ def _location(context: Context, root: Element) -> str:
 
 
 def head_bucket(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.READ)
     return empty(200, {"x-amz-bucket-region": context.config.s3_region, "Content-Type": "application/xml"})
@@ -94,7 +94,7 @@ def _own(context: Context, bucket: BucketRow) -> None:
 
 
 def get_location(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.READ)
     region = bucket.region or ("" if context.config.s3_region == "us-east-1" else context.config.s3_region)
@@ -103,7 +103,7 @@ def get_location(context: Context) -> Answer:
 
 def get_versioning(context: Context) -> Answer:
     """Versioning was never switched on: S3 says so with an empty document."""
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         access.check_bucket(context.bucket(reader), context.identity, access.READ)
     return xml(document("VersioningConfiguration"))
 
@@ -134,14 +134,14 @@ def _acl_document(context: Context, reader: InodeReader, owner: str, bucket_owne
 
 
 def get_bucket_acl(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
         access.check_bucket(bucket, context.identity, access.READ_ACL)
         return xml(_acl_document(context, reader, bucket.owner, bucket.owner, bucket.acl))
 
 
 def get_object_acl(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
         check_key(context.key)
         version_id(context)
@@ -186,7 +186,7 @@ def _wanted_acl(context: Context, owner: str, *, for_object: bool) -> str:
 
 
 def put_bucket_acl(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.WRITE_ACL)
     acl = _wanted_acl(context, bucket.owner, for_object=False)
@@ -195,7 +195,7 @@ def put_bucket_acl(context: Context) -> Answer:
 
 
 def put_object_acl(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
         check_key(context.key)
         version_id(context)

@@ -66,7 +66,8 @@ class ChunkedDecoder:
         self._signer = signer
         self._signed_trailer = signed_trailer
         self._expected = trailers_expected
-        self._buffer = bytearray()
+        self._input = b""
+        self._at = 0  # everything of _input before it is consumed: no byte is moved twice
         self._state: Callable[[list[memoryview | bytes]], bool] = self._size_line
         self._remaining = 0
         self._total = 0
@@ -81,15 +82,9 @@ class ChunkedDecoder:
         """Payload pieces. Raises `S3Error` for anything malformed."""
         if self._done and data:
             raise S3Error("IncompleteBody", "there are bytes behind the last chunk")
+        self._input = self._input[self._at :] + data if self._at < len(self._input) else data
+        self._at = 0
         out: list[memoryview | bytes] = []
-        if self._remaining and not self._buffer and self._state == self._data:
-            # The hot case: the middle of a chunk, straight through.
-            view = memoryview(data)
-            piece = view[: self._remaining]
-            self._take(piece, out)
-            self._buffer += view[len(piece) :]
-        else:
-            self._buffer += data
         while self._state(out):
             pass
         return out
@@ -108,13 +103,13 @@ class ChunkedDecoder:
             raise S3Error("MalformedTrailerError", f"the announced trailer {missing[0]} is missing")
 
     def _line(self) -> bytes | None:
-        end = self._buffer.find(b"\r\n")
+        end = self._input.find(b"\r\n", self._at)
         if end < 0:
-            if len(self._buffer) > _LINE_BYTES_MAX:
+            if len(self._input) - self._at > _LINE_BYTES_MAX:
                 raise S3Error("IncompleteBody", "a chunk header is too long")
             return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
+        line = self._input[self._at : end]
+        self._at = end + 2
         return line
 
     def _size_line(self, _out: list[memoryview | bytes]) -> bool:
@@ -153,16 +148,16 @@ class ChunkedDecoder:
 
     def _data(self, out: list[memoryview | bytes]) -> bool:
         if self._remaining:
-            piece = bytes(self._buffer[: self._remaining])
-            del self._buffer[: len(piece)]
+            piece = memoryview(self._input)[self._at : self._at + self._remaining]
+            self._at += len(piece)
             self._take(piece, out)
             if self._remaining:
                 return False
-        if len(self._buffer) < 2:
+        if len(self._input) - self._at < 2:
             return False
-        if self._buffer[:2] != b"\r\n":
+        if self._input[self._at : self._at + 2] != b"\r\n":
             raise S3Error("IncompleteBody", "a chunk is longer than its size says")
-        del self._buffer[:2]
+        self._at += 2
         self._check_chunk()
         self._state = self._size_line
         return True
@@ -183,7 +178,7 @@ class ChunkedDecoder:
             return True
         self._finish_trailers()
         self._done = True
-        if self._buffer:
+        if self._at < len(self._input):
             raise S3Error("IncompleteBody", "there are bytes behind the last chunk")
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from stratum.s3.errors import S3Error, not_implemented
 from stratum.schema import ObjectMetadata
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from stratum.config import Config
     from stratum.identity import Identities
     from stratum.s3.auth import Identity
@@ -43,6 +46,11 @@ class Context:
     config: Config
     request: S3Request
     identity: Identity
+    reader: InodeReader | None = None
+    """The snapshot the request was authenticated in, while the handler may use it."""
+
+    def snapshot(self) -> AbstractContextManager[InodeReader]:
+        return nullcontext(self.reader) if self.reader is not None else self.volume.snapshot()
 
     @property
     def key(self) -> bytes:

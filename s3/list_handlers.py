@@ -81,7 +81,7 @@ def list_objects(context: Context) -> Answer:
     count_max = context.request.integer("max-keys", 1000, 0, 1000)
     prefix, delimiter, marker = _bytes(context, "prefix"), _bytes(context, "delimiter"), _bytes(context, "marker")
     encode = _encoder(context)
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = _bucket(context, reader)
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=marker, limit=count_max)
         owner = owner_element(context, reader, bucket.owner)
@@ -125,7 +125,7 @@ def list_objects_v2(context: Context) -> Answer:
     token = query.get("continuation-token")
     after = decode_token(token) if token else start_after
     encode = _encoder(context)
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = _bucket(context, reader)
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=after, limit=count_max)
         owner = owner_element(context, reader, bucket.owner) if query.get("fetch-owner") == "true" else ""
@@ -146,7 +146,7 @@ def list_versions(context: Context) -> Answer:
     count_max = context.request.integer("max-keys", 1000, 0, 1000)
     prefix, delimiter, marker = _bytes(context, "prefix"), _bytes(context, "delimiter"), _bytes(context, "key-marker")
     encode = _encoder(context)
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = _bucket(context, reader)
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=marker, limit=count_max)
         owner = owner_element(context, reader, bucket.owner)
@@ -178,7 +178,7 @@ def list_buckets(context: Context) -> Answer:
     token = query.get("continuation-token")
     after = decode_token(token).decode("utf-8", "replace") if token else ""
     identity = context.identity
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         rows = [] if identity.anonymous else buckets.scan(reader, after)
         owner = (
             owner_element(context, reader, identity.user_id)

@@ -30,6 +30,7 @@ from stratum.s3.errors import S3Error
 from stratum.s3.object_write import checksum_algorithm, find_source, hash_source, receive
 from stratum.s3.xml import document, element, escape, parse, text
 from stratum.schema import Inode
+from stratum.turn import waiting
 
 if TYPE_CHECKING:
     from stratum.schema import BucketRow, PartRow, UploadRow
@@ -182,7 +183,7 @@ def _copy_part(
             plan = content.plan_read(reader, source, start, stop)
         data = b"".join(content.read_planned(volume, plan, start, stop))
         md5 = hashlib.md5(data).hexdigest()
-        with volume.segments.writer(len(data)) as writer:
+        with waiting(), volume.segments.writer(len(data)) as writer:
             writer.write(data)
             new = NewContent(len(data), extents=writer.finish())
             writer.committing()

@@ -23,6 +23,7 @@ from stratum.s3.context import (
 from stratum.s3.errors import S3Error
 from stratum.s3.xml import document, element
 from stratum.schema import Inode
+from stratum.turn import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +125,7 @@ def _override(context: Context, headers: list[tuple[str, str]]) -> None:
 
 
 def head_object(context: Context) -> Answer:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         _, state = find(context, reader)
     return _answer(context, state, *_extent(context, state))
 
@@ -132,7 +133,7 @@ def head_object(context: Context) -> Answer:
 def get_object(context: Context) -> Answer:
     """One committed state from the first byte to the last, whatever anybody writes meanwhile."""
     volume = context.volume
-    with volume.snapshot() as reader:
+    with context.snapshot() as reader:
         _, state = find(context, reader)
         if state.inode.flags & Inode.INLINE or state.size == 0:
             start, stop, status = _extent(context, state)
@@ -150,7 +151,8 @@ def get_object(context: Context) -> Answer:
         answer = _answer(context, state, start, stop, status)
         rest = content.read_planned(volume, plan, start, stop)
         # The first piece is read before the status is sent: damage there is an error, not a broken body.
-        first = next(rest, b"")
+        with waiting():
+            first = next(rest, b"")
         if len(first) == stop - start:
             answer.body = bytes(first)
             return answer
@@ -198,7 +200,7 @@ def get_object_attributes(context: Context) -> Answer:
             f"x-amz-object-attributes lists some of {', '.join(_ATTRIBUTES)}",
             ArgumentName="x-amz-object-attributes",
         )
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         _, state = find(context, reader)
     metadata = state.metadata
     parts: list[str] = []

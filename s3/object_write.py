@@ -28,6 +28,7 @@ from stratum.s3.context import (
     )  # fmt: skip
 from stratum.s3.errors import S3Error, code_of
 from stratum.s3.xml import document, element, only, parse, text
+from stratum.turn import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ def receive(
         data = b"".join(body.pieces())
         md5, sums = body.verify()
         return commit(NewContent(len(data), inline=data), md5, sums)
-    with context.volume.segments.writer(size) as writer:
+    with waiting(), context.volume.segments.writer(size) as writer:
         for piece in body.pieces():
             writer.write(piece)
             if writer.size > limit:
@@ -131,8 +132,9 @@ def hash_source(context: Context, state: objects.ObjectState, algorithm: str, st
     hasher = checksums.new(algorithm)
     with context.volume.snapshot() as reader:
         plan = content.plan_read(reader, state.inode, start, stop)
-    for piece in content.read_planned(context.volume, plan, start, stop):
-        hasher.update(piece)
+    with waiting():
+        for piece in content.read_planned(context.volume, plan, start, stop):
+            hasher.update(piece)
     return checksums.encode(hasher.digest())
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from stratum.errors import NoSpace, SessionDead, StorageFailed, StratumError
 from stratum.transaction import MetadataTransaction
+from stratum.turn import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,17 +175,18 @@ class Committer:
 
     def _attempt(self, batch: list[Mutation[Any]]) -> tuple[bool, int]:
         with self._store.transact() as kv:
-            tx = MetadataTransaction(kv, self._session, self._new_id)
-            for mutation in batch:
-                before = tx.writes
-                mutation.error = None
-                try:
-                    mutation.result = mutation.function(tx)
-                except Exception as error:
-                    if tx.writes != before:
-                        raise
-                    mutation.error = error
-            tx.flush()
+            with turn:
+                tx = MetadataTransaction(kv, self._session, self._new_id)
+                for mutation in batch:
+                    before = tx.writes
+                    mutation.error = None
+                    try:
+                        mutation.result = mutation.function(tx)
+                    except Exception as error:
+                        if tx.writes != before:
+                            raise
+                        mutation.error = error
+                tx.flush()
             return tx.logged, tx.id
 
     @staticmethod

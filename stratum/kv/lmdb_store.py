@@ -78,6 +78,25 @@ def _translate(error: lmdb.Error) -> StratumError:
     return StorageFailed(f"the metadata store failed ({text}); look at the disk, then restart")
 
 
+class _SnapshotBlock:
+    """The `with` block of a snapshot; a generator would cost as much as the transaction."""
+
+    __slots__ = ("_env", "_txn")
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+
+    def __enter__(self) -> LmdbSnapshot:
+        try:
+            self._txn = self._env.begin()
+        except lmdb.Error as error:
+            raise _translate(error) from error
+        return LmdbSnapshot(self._txn)
+
+    def __exit__(self, *_: object) -> None:
+        self._txn.abort()
+
+
 class LmdbStore:
     def __init__(self, folder: str, *, map_bytes: int, readers_max: int, create: bool = False) -> None:
         try:
@@ -94,16 +113,8 @@ class LmdbStore:
         except lmdb.Error as error:
             raise _translate(error) from error
 
-    @contextmanager
-    def snapshot(self) -> Iterator[LmdbSnapshot]:
-        try:
-            txn = self._env.begin()
-        except lmdb.Error as error:
-            raise _translate(error) from error
-        try:
-            yield LmdbSnapshot(txn)
-        finally:
-            txn.abort()
+    def snapshot(self) -> _SnapshotBlock:
+        return _SnapshotBlock(self._env)
 
     @contextmanager
     def transact(self) -> Iterator[LmdbTransaction]:
