@@ -64,21 +64,27 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None]) -> Non
         raise UnfinishedMount(
             f"{mountpoint} could not be mounted ({error}); is /dev/fuse there, and are you root?"
         ) from error
+    followers: list[Follower] = []
     try:
-        trio.run(_main, volume, operations, mountpoint, ready)
+        trio.run(_main, volume, operations, mountpoint, ready, followers)
     finally:
+        # Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
         pyfuse3.close(unmount=True)
-        # The row goes after the mount: while the kernel may answer from its cache, writers must wait for us.
         session = volume.session.id
         try:
             volume.mutate(lambda tx: tx.delete(key_u64(b"T", session)), frees=True)
         except StratumError as error:
             log.warning("mount_row_left", error=str(error))
+        for follower in followers:
+            follower.stop()
 
 
-async def _main(volume: Volume, operations: Operations, mountpoint: Path, ready: Callable[[], None]) -> None:
+async def _main(
+    volume: Volume, operations: Operations, mountpoint: Path, ready: Callable[[], None], followers: list[Follower]
+) -> None:
     token = trio.lowlevel.current_trio_token()
     follower = Follower(volume, operations, token)
+    followers.append(follower)
     device = device_of(mountpoint)
     if device is None:
         raise UnfinishedMount(f"{mountpoint} vanished while it was being mounted")
@@ -102,7 +108,7 @@ async def _main(volume: Volume, operations: Operations, mountpoint: Path, ready:
             await operations.flush_old(everything=True)
             nursery.cancel_scope.cancel()
     finally:
-        follower.stop()
+        follower.loop_ended()
 
 
 def _tune(device: int) -> None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
 
 from stratum import mount_names
 from stratum.acknowledge import POKE
@@ -25,8 +26,6 @@ from stratum.log import get_logger
 from stratum.schema import ChangeRow, key_u64_u64, split_u64_u64
 
 if TYPE_CHECKING:
-    import trio
-
     from stratum.fuse.operations import Operations
     from stratum.volume import Volume
 
@@ -55,6 +54,7 @@ class Follower:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="invalidator", daemon=True)
         self._ending = False
+        self._loop_ended = threading.Event()
 
     def start(self) -> None:
         self._thread.start()
@@ -112,10 +112,16 @@ class Follower:
         self._applied = newest
         self._volume.session.publish_applied(newest)
 
+    def loop_ended(self) -> None:
+        """No handler runs any more, so there is nothing to wait for; the kernel's cache must still be kept right until umount."""
+        self._loop_ended.set()
+
     def _barrier(self) -> None:
         passed = threading.Event()
-        self._token.run_sync_soon(passed.set)
-        passed.wait()
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(passed.set)
+        while not passed.wait(0.02) and not self._loop_ended.is_set():
+            pass
 
     def _apply(self, newest: int) -> None:
         at = key_u64_u64(b"L", self._applied + 1, 0)
@@ -138,7 +144,7 @@ class Follower:
 
     def _forget(self, row: ChangeRow) -> None:
         known = self._operations.open_files.lookups
-        if row.orphan:
+        if row.orphan and not self._loop_ended.is_set():
             self._token.run_sync_soon(self._orphaned, row.inode)
         if row.parent and (row.parent in known or row.parent == pyfuse3.ROOT_INODE):
             for name in mount_names.possible_names(row.entry):

@@ -10,12 +10,15 @@ a stopped daemon's kernel cache would go on answering. Only then does the writer
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import socket
 import struct
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,9 +130,14 @@ class Acknowledger:
 
 
 def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
-    """Make a mount that does not answer unable to answer anybody: abort its connection, detach it, forget its row."""
+    """Make a mount that does not answer unable to answer anybody: end its daemon, abort its connection, detach it."""
     device, mountpoint = int(row["device"]), str(row["mountpoint"])
     log.error("mount_fenced", session=session, mountpoint=mountpoint)
+    process = volume.session.rows().get(session)
+    if process is not None and not volume.session.is_dead(session):
+        # The lock is held, so the number still belongs to that daemon. A stopped one dies too; its descriptor closes with it.
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(int(str(process["pid"])), signal.SIGKILL)
     abort_connection(device)
     subprocess.run(["umount", "--lazy", "--", mountpoint], check=False, capture_output=True, timeout=10)
     try:

@@ -33,7 +33,7 @@ BATCH_MUTATIONS_MAX = 256
 class Mutation(Generic[T]):
     """A queued closure and where its outcome goes. `done` runs in the committer's (or acknowledger's) thread."""
 
-    __slots__ = ("_lock", "done", "error", "frees", "function", "result", "transaction_id")
+    __slots__ = ("_lock", "done", "error", "finished", "frees", "function", "result", "transaction_id")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Mutation(Generic[T]):
         self.result: T | None = None
         self.error: BaseException | None = None
         self.transaction_id = 0
+        self.finished = False
         self.done = done
         self._lock: threading.Lock | None = None
         if done is None:
@@ -54,6 +55,7 @@ class Mutation(Generic[T]):
             self._lock.acquire()
 
     def finish(self) -> None:
+        self.finished = True
         if self._lock is not None:
             self._lock.release()
         elif self.done is not None:
@@ -126,7 +128,13 @@ class Committer:
                     ending = True
                     break
                 batch.append(more)
-            self._commit(batch)
+            try:
+                self._commit(batch)
+            except BaseException as error:  # noqa: BLE001  a dead committer would leave every caller waiting for ever
+                self.failed = StorageFailed(
+                    f"the committer failed ({type(error).__name__}: {error}); restart this process"
+                )
+                self._fail([mutation for mutation in batch if not mutation.finished], self.failed)
             if ending:
                 return
 

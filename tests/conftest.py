@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stratum.volume import Volume
-from tests.support import make_volume, need_fuse, serving
+from tests.support import make_volume, need_fuse, serving, stop_forgotten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support import Server
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    yield
+    stop_forgotten()
 
 
 @pytest.fixture

@@ -89,6 +89,9 @@ def delete(opened: Volume, key: str | bytes, *, bucket: str = BUCKET) -> bool:
     return opened.mutate(lambda tx: objects.delete(tx, buckets.get(tx, bucket), key), frees=True)
 
 
+STARTED: list[Server] = []
+
+
 class Server:
     """A `stratum serve` of its own volume, ended by `stop` or `kill`."""
 
@@ -105,6 +108,8 @@ class Server:
         if settings:
             self.configure(settings)
         self.process: subprocess.Popen[str] | None = None
+        self.owned = False
+        """Whether a fixture stops it; otherwise the end of the test does, however it ends."""
 
     def configure(self, settings: dict[str, dict[str, Any]]) -> None:
         """Change values in stratum.toml."""
@@ -121,6 +126,7 @@ class Server:
             self.endpoint = self.endpoint.replace("http:", "https:")
 
     def start(self) -> Server:
+        STARTED.append(self)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "stratum.cli.main", "serve", str(self.root), "--json"],
@@ -209,7 +215,9 @@ def _alive(pid: int) -> bool:
 def serving(
     root: Path, *, mount: bool = False, settings: dict[str, dict[str, Any]] | None = None, allow_errors: bool = False
 ) -> Iterator[Server]:
-    server = Server(root, mount=mount, settings=settings).start()
+    server = Server(root, mount=mount, settings=settings)
+    server.owned = True
+    server.start()
     try:
         yield server
     finally:
@@ -217,6 +225,18 @@ def serving(
         assert code == 0, f"serve ended with {code}:\n{server.log.read_text()[-3000:]}"
     if not allow_errors:
         assert server.errors() == [], "unexpected log lines"
+
+
+def stop_forgotten() -> None:
+    """End what a failed test left running: a dead mount in a temporary folder hangs whoever cleans up."""
+    for server in STARTED:
+        if not server.owned and server.process is not None:
+            server.process.kill()
+            server.process.wait()
+            server.process = None
+            time.sleep(0.5)
+            if server.mount:
+                subprocess.run(["umount", "--lazy", str(server.mount)], capture_output=True)
 
 
 def need_fuse() -> None:

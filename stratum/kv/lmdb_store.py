@@ -11,7 +11,9 @@ Invariants
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import lmdb
@@ -66,10 +68,42 @@ class LmdbTransaction(LmdbSnapshot):
         return deleted
 
 
-def _translate(error: lmdb.Error) -> StratumError:
-    """LMDB's exception as one of ours. ENOSPC and a full map lose nothing; anything else is a broken disk."""
+_READER_BYTES = 64
+
+
+def _allocate_lock_file(path: Path, readers_max: int) -> None:
+    """Give the reader table real blocks: LMDB maps it sparse, and a slot first used on a full disk is a SIGBUS.
+
+    Before this process opens the environment, so that closing the descriptor drops no lock of ours.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        wanted = -(-(readers_max + 2) * _READER_BYTES // PAGE_BYTES) * PAGE_BYTES
+        if os.fstat(fd).st_blocks * 512 < wanted:
+            os.posix_fallocate(fd, 0, wanted)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    finally:
+        os.close(fd)
+
+
+FULL_DISK_BYTES = 1024 * 1024
+
+
+def _translate(error: lmdb.Error, folder: str = "") -> StratumError:
+    """LMDB's exception as one of ours. ENOSPC and a full map lose nothing; anything else is a broken disk.
+
+    A write that was cut short by a full disk reaches us as EIO (mdb_page_flush), so EIO on a disk without space is ENOSPC.
+    """
     text = str(error)
-    if isinstance(error, lmdb.MapFullError) or "No space left" in text or "ENOSPC" in text or "quota exceeded" in text:
+    full = (
+        isinstance(error, lmdb.MapFullError) or "No space left" in text or "ENOSPC" in text or "quota exceeded" in text
+    )
+    if not full and folder and "Input/output error" in text:
+        disk = os.statvfs(folder)
+        full = disk.f_bavail * disk.f_frsize < FULL_DISK_BYTES
+    if full:
         return NoSpace(f"the metadata store cannot grow ({text}); nothing was changed; free space and try again")
     if isinstance(error, lmdb.ReadersFullError):
         return StratumError(f"all reader slots of the metadata store are taken ({text}); raise metadata.readers_max")
@@ -99,6 +133,8 @@ class _SnapshotBlock:
 
 class LmdbStore:
     def __init__(self, folder: str, *, map_bytes: int, readers_max: int, create: bool = False) -> None:
+        self._folder = folder
+        _allocate_lock_file(Path(folder) / "lock.mdb", readers_max)
         try:
             self._env = lmdb.open(
                 folder,
@@ -127,7 +163,7 @@ class LmdbStore:
             txn.commit()
         except lmdb.Error as error:
             txn.abort()
-            raise _translate(error) from error
+            raise _translate(error, self._folder) from error
         except OSError as error:
             txn.abort()
             if error.errno == errno.ENOSPC:

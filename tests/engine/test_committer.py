@@ -109,3 +109,17 @@ def test_after_a_failed_sync_nothing_is_written_any_more(opened: Volume, monkeyp
         put(opened, "after", b"x")
     assert get(opened, "before") == b"x" * 100_000
     assert isinstance(opened.failed, StorageFailed)
+
+
+def test_a_committer_that_breaks_fails_its_callers_instead_of_leaving_them(
+    opened: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> int:
+        raise FileNotFoundError("the volume's folder is gone")
+
+    monkeypatch.setattr(opened, "free_bytes", broken)
+    opened._space_checked_s = 0.0
+    with pytest.raises(StorageFailed, match="committer failed"):
+        put(opened, "k", b"x")
+    with pytest.raises(StorageFailed):
+        put(opened, "k", b"x")

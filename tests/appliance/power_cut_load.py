@@ -1,0 +1,91 @@
+"""The load of the power-cut test: changes one volume from several threads and prints a line when each is acknowledged.
+
+python -m tests.appliance.power_cut_load VOLUME SEED [no-data-sync] [no-metadata-sync]
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from stratum import buckets, housekeeping, volume
+from stratum.files import Caller, make
+from stratum.volume import Volume
+from stratum.write_buffer import WriteBuffer
+from tests.support import BUCKET, delete, put
+
+SIZES = (50, 4_000, 20_000, 300_000, 4_500_000)
+KEYS = 8
+
+
+def content(key: str, version: int) -> bytes:
+    dice = random.Random(f"{key} {version}")
+    return f"{key} {version} ".encode().ljust(40) + dice.randbytes(dice.choice(SIZES))
+
+
+def work(opened: Volume, thread: int, seed: int, say: Any) -> None:
+    dice = random.Random(f"{seed} {thread}")
+    version = 0
+    files: dict[str, int] = {}
+    while True:
+        version += 1
+        key = f"t{thread}-{dice.randrange(KEYS)}"
+        if dice.random() < 0.1:
+            say(f"try {key} -1")
+            delete(opened, key)
+            say(f"ack {key} -1")
+        elif thread % 2:
+            # What the mount does: make a file once, then overwrite its content and fsync.
+            key = f"f{key}"
+            say(f"try {key} {version}")
+            if key not in files:
+                with opened.snapshot() as reader:
+                    root = buckets.get(reader, BUCKET).inode
+                files[key] = opened.mutate(
+                    partial(make, parent=root, name=key.encode(), mode=0o100644, caller=Caller(0, 0))
+                ).number
+            with opened.snapshot() as reader:
+                buffer = WriteBuffer(opened, reader.inode(files[key]))
+            buffer.truncate(0, 1)
+            buffer.write(0, content(key, version), 1)
+            buffer.commit()
+            say(f"ack {key} {version}")
+        else:
+            say(f"try {key} {version}")
+            put(opened, key, content(key, version))
+            say(f"ack {key} {version}")
+
+
+def main() -> None:
+    root, seed, flags = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    if "no-data-sync" in flags:
+        os.fdatasync = lambda _: None  # type: ignore[assignment]
+        os.fsync = lambda _: None  # type: ignore[assignment]
+    if "no-metadata-sync" in flags:
+        original: Any = lmdb.open
+        vars(lmdb)["open"] = lambda *words, **names: original(*words, **{**names, "sync": False})
+    volume.RESERVE_BYTES = 65536
+    lock = threading.Lock()
+
+    def say(line: str) -> None:
+        with lock:
+            print(line, flush=True)
+
+    with Volume(root, "load") as opened:
+        housekeeping.Housekeeper(opened)
+        threads = [threading.Thread(target=work, args=(opened, number, seed, say), daemon=True) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()
