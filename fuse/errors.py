@@ -9,6 +9,7 @@ from stratum import errors as engine
 TABLE: dict[type[engine.StratumError], int] = {
     engine.StratumError: errno.EIO,
     engine.NotFound: errno.ENOENT,
+    engine.Gone: errno.ESTALE,  # the kernel looks the name up again and retries
     engine.NoSuchBucket: errno.ENOENT,
     engine.NoSuchKey: errno.ENOENT,
     engine.NoSuchUpload: errno.ENOENT,

@@ -34,6 +34,7 @@ class S3Error(engine.StratumError):
 TABLE: dict[type[engine.StratumError], str] = {
     engine.StratumError: "InternalError",
     engine.NotFound: "NoSuchKey",
+    engine.Gone: "NoSuchKey",
     engine.NoSuchBucket: "NoSuchBucket",
     engine.NoSuchKey: "NoSuchKey",
     engine.NoSuchUpload: "NoSuchUpload",

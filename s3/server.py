@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
+import threading
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stratum import log as logs
 from stratum.config import load, parse_listen
@@ -16,7 +18,7 @@ from stratum.processes import die_with_parent
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
-    from stratum.s3.app import Application
+    from collections.abc import Callable, Iterable
 
 VOLUME_VARIABLE = "STRATUM_S3_VOLUME"
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -30,7 +32,7 @@ def clean_environment() -> None:
             del os.environ[name]
 
 
-def application() -> Application:
+def application() -> Callable[..., Iterable[bytes]]:
     """The factory each worker calls once, in its own process."""
     from stratum.s3.app import Application
 
@@ -42,7 +44,17 @@ def application() -> Application:
     Finalize(
         None, volume.close, exitpriority=10
     )  # a worker leaves through multiprocessing, which runs no atexit handlers
-    return Application(volume)
+    application = Application(volume)
+    tracer = threading.gettrace()
+    if tracer is None:
+        return application
+
+    def traced(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Granian's threads are not Python's: hand a coverage tracer or debugger on to them."""
+        sys.settrace(tracer)
+        return application(environ, start_response)
+
+    return traced
 
 
 def serve(root: Path) -> None:

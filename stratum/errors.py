@@ -21,6 +21,10 @@ class NotFound(StratumError):
     """The named thing is not there: the caller's name is wrong or somebody removed it."""
 
 
+class Gone(NotFound):
+    """An inode that was there lost its last name: whoever holds its number must look the name up again."""
+
+
 class NoSuchBucket(NotFound):
     def __init__(self, bucket: str) -> None:
         super().__init__(f"bucket {bucket!r} does not exist; `stratum bucket list` shows those that do", bucket=bucket)

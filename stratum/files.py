@@ -62,6 +62,7 @@ def lookup(reader: InodeReader, parent: int, name: bytes) -> Inode:
             return reader.inode(body)
     found = mount_names.find(reader, parent, name)
     if found is None:
+        reader.inode(parent)  # a directory that is gone is another answer than a name that is not there
         raise NotFound(f"{os.fsdecode(name)!r} does not exist")
     return reader.inode(found[1].inode)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from stratum.errors import NotFound, SessionDead
+from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
     EXTENT_CHECKSUMS_INLINE_BYTES_MAX,
@@ -59,10 +59,10 @@ class InodeReader:
         return self.kv.last_before(start, stop)
 
     def inode(self, number: int) -> Inode:
-        """Raises `NotFound` if the inode is gone."""
+        """Raises `Gone` if the inode is."""
         raw = self.get(key_u64(b"I", number))
         if raw is None:
-            raise NotFound(f"inode {number} is gone: its last name was removed", inode=number)
+            raise Gone(f"inode {number} is gone: its last name was removed", inode=number)
         return Inode.unpack(number, raw)
 
     def has_inode(self, number: int) -> bool:

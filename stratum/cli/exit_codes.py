@@ -13,6 +13,7 @@ USAGE, COULD_NOT_RUN, NOT_FOUND, EXISTS, REFUSED, NO_SPACE, FAILED = 2, 3, 4, 5,
 TABLE: dict[type[engine.StratumError], int] = {
     engine.StratumError: COULD_NOT_RUN,
     engine.NotFound: NOT_FOUND,
+    engine.Gone: NOT_FOUND,
     engine.NoSuchBucket: NOT_FOUND,
     engine.NoSuchKey: NOT_FOUND,
     engine.NoSuchUpload: NOT_FOUND,

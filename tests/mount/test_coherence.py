@@ -161,6 +161,29 @@ def test_a_get_is_one_state_while_the_mount_writes(mounted: Server) -> None:
         writer.join()
 
 
+def test_a_name_that_is_always_there_is_always_found(mounted: Server) -> None:
+    """An open that meets an inode S3 just replaced is looked up again by the kernel, never ENOENT."""
+    client, bucket, home = fresh(mounted)
+    client.put_object(Bucket=bucket, Key="f", Body=b"0")
+    ending = threading.Event()
+
+    def replace() -> None:
+        while not ending.is_set():
+            client.put_object(Bucket=bucket, Key="f", Body=b"1")
+
+    writers = [threading.Thread(target=replace) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(3000):
+            assert (home / "f").read_bytes() in {b"0", b"1"}
+            assert (home / "f").stat().st_size == 1
+    finally:
+        ending.set()
+        for writer in writers:
+            writer.join()
+
+
 def test_a_stale_etag_always_loses(mounted: Server) -> None:
     """If-Match on the ETag of a file that the mount edited since: refused in every round."""
     client, bucket, home = fresh(mounted)
