@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 
 from stratum import content, files, mount_names, tree
-from stratum.errors import NotFound, StratumError
+from stratum.errors import NotFound, StratumError, TryAgain
 from stratum.files import Attributes, Caller
 from stratum.fuse.errors import TABLE
 from stratum.fuse.open_files import OpenFiles
@@ -400,6 +400,9 @@ class Operations(pyfuse3.Operations):
                 return
             try:
                 await self.commit(function)
+            except TryAgain:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(buffer.commit)
             except NotFound:
                 pass  # the file lost its last name and its holders: nobody can ask for these bytes
             buffer.forget()

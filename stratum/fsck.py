@@ -570,10 +570,15 @@ def collect(volume: Volume, *, apply: bool = False) -> list[Leak]:
     """Bytes that a process wrote and did not live to commit. Only what nobody can commit any more is counted."""
     if apply:
         housekeeping.recover(volume)
+    with volume.snapshot() as reader:
+        covered: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for _, raw in reader.scan(*prefix_range(b"X")):
+            extent, _ = ExtentRow.unpack(raw)
+            covered[extent.segment].append((extent.offset, extent.offset + extent.length))
     leaks = []
     for folder in volume.segments.folders:
         for name in sorted(folder.glob("*/*/*.segment")):
-            leaks += _leaks_of(volume, name)
+            leaks += _leaks_of(volume, name, sorted(covered[housekeeping.segment_of(name)]))
     if apply:
         for leak in leaks:
             if leak.offset is None:
@@ -587,23 +592,17 @@ def collect(volume: Volume, *, apply: bool = False) -> list[Leak]:
     return leaks
 
 
-def _leaks_of(volume: Volume, name: Path) -> list[Leak]:
+def _leaks_of(volume: Volume, name: Path, covered: list[tuple[int, int]]) -> list[Leak]:
+    """`covered` was read before: only a dead session's files are looked at, and those gain no extent any more."""
     number = housekeeping.segment_of(name)
     session = number >> 32
-    dead = session not in volume.session.rows() or volume.session.is_dead(session)
-    if not dead and volume.segments.is_being_written(name):
+    if session in volume.session.rows() and not volume.session.is_dead(session):
         return []
     with volume.snapshot() as reader:
-        row = reader.get(key_u64(b"G", number))
-        covered = sorted(
-            (extent.offset, extent.offset + extent.length)
-            for _, raw in reader.scan(*prefix_range(b"X"))
-            if (extent := ExtentRow.unpack(raw)[0]).segment == number
-        )
-    if row is None:
-        # A private file of a live session is committed only after its descriptor was closed: leave those alone.
-        return [Leak(name, None, name.stat().st_blocks * 512)] if dead else []
-    return [Leak(name, start, stop - start) for start, stop in _uncovered(name, covered)] if dead else []
+        known = reader.get(key_u64(b"G", number)) is not None
+    if not known:
+        return [Leak(name, None, name.stat().st_blocks * 512)]
+    return [Leak(name, start, stop - start) for start, stop in _uncovered(name, covered)]
 
 
 def _uncovered(name: Path, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:

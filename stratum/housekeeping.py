@@ -15,7 +15,7 @@ from stratum import tree
 from stratum.acknowledge import fence
 from stratum.errors import StratumError
 from stratum.log import get_logger
-from stratum.schema import key_u64, key_u64_u64, prefix_range, split_u64_u64, unpack_json
+from stratum.schema import SegmentRow, key_u64, key_u64_u64, prefix_range, split_u64_u64, unpack_json, unpack_u64
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = get_logger("housekeeping")
 
 INTERVAL_S = 1.0
+SWEEP_ROUNDS = 300
 BATCH_EXTENTS = 128
 
 
@@ -46,11 +47,13 @@ class Housekeeper:
 
     def _run(self) -> None:
         fd = os.open(self._volume.meta / "housekeeping.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        rounds = 0
         try:
             while not self._ending:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    run_once(self._volume)
+                    run_once(self._volume, sweep=rounds % SWEEP_ROUNDS == 0)
+                    rounds += 1
                 except BlockingIOError:
                     pass
                 except StratumError as error:
@@ -62,22 +65,25 @@ class Housekeeper:
             os.close(fd)
 
 
-def run_once(volume: Volume) -> None:
-    """One round of everything."""
+def run_once(volume: Volume, *, sweep: bool = True) -> None:
+    """One round of everything; `sweep` looks at every segment."""
     volume.store.check_readers()
-    recover(volume)
+    recovered = recover(volume)
     free_waiting_inodes(volume)
     while reclaim(volume):
         pass
+    if sweep or recovered:
+        sweep_segments(volume)
     trim_change_log(volume)
     volume.refill_reserve()
 
 
-def recover(volume: Volume) -> None:
-    """Clean up behind every dead session."""
-    for session in volume.session.rows():
-        if volume.session.is_dead(session):
-            recover_session(volume, session)
+def recover(volume: Volume) -> int:
+    """Clean up behind every dead session; how many there were."""
+    dead = [session for session in volume.session.rows() if volume.session.is_dead(session)]
+    for session in dead:
+        recover_session(volume, session)
+    return len(dead)
 
 
 def recover_session(volume: Volume, session: int) -> None:
@@ -189,12 +195,24 @@ def remove_empty_segment(volume: Volume, segment: int) -> bool:
     def unused() -> bool:
         with volume.snapshot() as reader:
             raw = reader.get(key_u64(b"G", segment))
-        return raw is not None and raw[4:12] == bytes(8)
+        return raw is not None and SegmentRow.unpack(raw).extents == 0
 
     if not unused() or not volume.segments.remove_if_unused(segment, unused):
         return False
     volume.mutate(lambda tx: tx.delete(key_u64(b"G", segment)), frees=True)
     return True
+
+
+def sweep_segments(volume: Volume) -> None:
+    """Remove empty segments that were still being written, or half removed, when their last extent went."""
+    with volume.snapshot() as reader:
+        empty = [
+            unpack_u64(key[1:])[0]
+            for key, raw in reader.scan(*prefix_range(b"G"))
+            if SegmentRow.unpack(raw).extents == 0
+        ]
+    for segment in empty:
+        remove_empty_segment(volume, segment)
 
 
 def trim_change_log(volume: Volume) -> None:
