@@ -30,6 +30,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.InvalidPart: errno.EINVAL,
     engine.InvalidPartOrder: errno.EINVAL,
     engine.EntityTooSmall: errno.EINVAL,
+    engine.ChecksumMismatch: errno.EINVAL,
     engine.InvalidRange: errno.EINVAL,
     engine.PreconditionFailed: errno.EBUSY,
     engine.NotModified: errno.EIO,

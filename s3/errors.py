@@ -55,6 +55,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.InvalidPart: "InvalidPart",
     engine.InvalidPartOrder: "InvalidPartOrder",
     engine.EntityTooSmall: "EntityTooSmall",
+    engine.ChecksumMismatch: "BadDigest",
     engine.InvalidRange: "InvalidRange",
     engine.PreconditionFailed: "PreconditionFailed",
     engine.NotModified: "NotModified",

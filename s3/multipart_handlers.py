@@ -255,7 +255,13 @@ def complete_upload(context: Context) -> Answer:
         parts.append(CompletePart(int(number), etag, value))
     if not 1 <= len(parts) <= PART_NUMBER_MAX:
         raise S3Error("MalformedXML", f"CompleteMultipartUpload lists from 1 to {PART_NUMBER_MAX} Parts")
-    sent = next(filter(None, (context.header(f"x-amz-checksum-{name.lower()}") for name in checksums.ALGORITHMS)), "")
+    sent = ""
+    for name in checksums.ALGORITHMS:
+        header = context.header(f"x-amz-checksum-{name.lower()}")
+        if header:
+            sent = header
+            if not checksums.is_well_formed(name, header.partition("-")[0]):
+                raise S3Error("InvalidRequest", f"the value of x-amz-checksum-{name.lower()} is not a base64 checksum")
     size = context.header("x-amz-mp-object-size")
     if size is not None and not size.isdigit():
         raise S3Error("InvalidArgument", "x-amz-mp-object-size is not a number")

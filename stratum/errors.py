@@ -124,6 +124,10 @@ class EntityTooSmall(InvalidArgument):
     """A part that is not the last has less than 5 MiB."""
 
 
+class ChecksumMismatch(InvalidArgument):
+    """The checksum a client sent for the whole is not that of its parts."""
+
+
 class InvalidRange(InvalidArgument):
     """A byte range outside the object."""
 

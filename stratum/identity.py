@@ -83,7 +83,7 @@ class Identities:
         with self._volume.snapshot() as reader:
             return [UserRow(**unpack_json(raw)) for _, raw in reader.scan_prefix(b"R")]
 
-    def keys(self) -> list[dict[str, Any]]:
+    def access_keys(self) -> list[dict[str, Any]]:
         """Access keys without their secrets."""
         names = {user.user_id: user.name for user in self.users()}
         with self._volume.snapshot() as reader:

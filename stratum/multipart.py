@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stratum import buckets, checksums, content, longkeys, tree
-from stratum.errors import EntityTooSmall, InvalidArgument, InvalidPart, InvalidPartOrder, NoSuchUpload
+from stratum.errors import (
+    ChecksumMismatch,
+    EntityTooSmall,
+    InvalidArgument,
+    InvalidPart,
+    InvalidPartOrder,
+    NoSuchUpload,
+)
 from stratum.objects import find_for_write, metadata_of, place, set_metadata
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.schema import (
@@ -279,7 +286,7 @@ def _finished_metadata(upload: UploadRow, chosen: list[PartRow], request: Comple
         and upload.checksum_algorithm
         and request.checksum.split("-")[0] != sums.get(upload.checksum_algorithm, "").split("-")[0]
     ):
-        raise InvalidPart("the checksum of the whole object does not match its parts; upload them again")
+        raise ChecksumMismatch("the checksum of the whole object does not match its parts; upload them again")
     if request.size is not None and request.size != sum(part.size for part in chosen):
         raise InvalidArgument(
             f"x-amz-mp-object-size is {request.size}, but the parts have {sum(part.size for part in chosen)} bytes"

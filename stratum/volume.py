@@ -59,8 +59,13 @@ def create(root: Path, changed: dict[str, Any]) -> None:
     with (meta / "slots").open("wb") as slots:
         slots.write(bytes(SLOTS * 32))
         os.fsync(slots.fileno())
-    (meta / "seal.key").touch(mode=0o600)
-    (meta / "seal.key").write_bytes(os.urandom(32))
+    # Losing this key in a power cut would lose every secret: it is synced like data.
+    fd = os.open(meta / "seal.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, os.urandom(32))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     store = _open_store(root, config, create=True)
     with store.transact() as tx:
         tx.put(b"Cformat", pack_u64(FORMAT_VERSION))

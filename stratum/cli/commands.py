@@ -241,7 +241,7 @@ def key_create(options: Namespace) -> int:
 
 def key_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
-        rows = Identities(opened).keys()
+        rows = Identities(opened).access_keys()
     return _print(options, rows, _table(rows, ["access_key", "user"]))
 
 

@@ -34,6 +34,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.InvalidPart: REFUSED,
     engine.InvalidPartOrder: REFUSED,
     engine.EntityTooSmall: REFUSED,
+    engine.ChecksumMismatch: REFUSED,
     engine.InvalidRange: REFUSED,
     engine.PreconditionFailed: REFUSED,
     engine.NotModified: REFUSED,

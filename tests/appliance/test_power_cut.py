@@ -12,6 +12,7 @@ import pytest
 
 from stratum import fsck, housekeeping, volume
 from stratum.errors import StratumError
+from stratum.identity import Identities
 from stratum.volume import Volume
 from tests.appliance.power_cut_load import content
 from tests.support import get, make_volume, need_fuse
@@ -84,6 +85,12 @@ def verify(root: Path, possible: dict[str, set[int]], seed: int) -> int:
             findings = fsck.check(opened)
             if findings:
                 raise Damage(f"seed {seed}: {findings[:3]}")
+            identities = Identities(opened)
+            with opened.snapshot() as reader:
+                if not all(
+                    identities.credential(reader, row["access_key"]).secret_key for row in identities.access_keys()
+                ):
+                    raise Damage(f"seed {seed}: a secret is gone")
             for key, versions in possible.items():
                 try:
                     data = get(opened, key)

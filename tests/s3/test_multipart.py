@@ -256,9 +256,11 @@ def test_checksums_over_parts(s3: Any, bucket: str, algorithm: str, kind: str) -
         whole = checksums.new(algorithm)
         whole.update(WHOLE)
         wanted = checksums.encode(whole.digest())
-    answer = s3.complete_multipart_upload(
-        Bucket=bucket, Key="k", UploadId=upload_id, MultipartUpload={"Parts": listed}, ChecksumType=kind
-    )
+    arguments = {"Bucket": bucket, "Key": "k", "UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
+    refused(s3.complete_multipart_upload, 400, "InvalidRequest", **arguments, **{f"Checksum{algorithm}": "bad"})
+    wrong = checksums.encode(bytes(checksums.DIGEST_BYTES[algorithm]))
+    refused(s3.complete_multipart_upload, 400, "BadDigest", **arguments, **{f"Checksum{algorithm}": wrong})
+    answer = s3.complete_multipart_upload(**arguments, ChecksumType=kind)
     assert (answer[f"Checksum{algorithm}"], answer["ChecksumType"]) == (wanted, kind)
     head = s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
     assert (head[f"Checksum{algorithm}"], head["ChecksumType"]) == (wanted, kind)
