@@ -186,13 +186,13 @@ def fsck(options: Namespace) -> int:
 
 
 def gc(options: Namespace) -> int:
-    from stratum import fsck as checker
+    from stratum import leaks
 
     with Volume(options.volume, "gc") as opened:
-        leaks = checker.collect(opened, apply=options.apply)
+        found = leaks.collect(opened, apply=options.apply)
     document = {
-        "leaked_objects": len(leaks),
-        "leaked_bytes": sum(leak.size for leak in leaks),
+        "leaked_objects": len(found),
+        "leaked_bytes": sum(leak.size for leak in found),
         "applied": options.apply,
     }
     text = f"{document['leaked_objects']} leaked, {document['leaked_bytes']} bytes" + (

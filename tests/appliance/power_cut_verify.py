@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from stratum import fsck, housekeeping
+from stratum import fsck, housekeeping, leaks
 from stratum.errors import StratumError
 from stratum.identity import Identities
 from stratum.volume import Volume
@@ -50,8 +50,8 @@ def verify(root: Path, possible: dict[str, set[int]], seed: int) -> int:
                 if found not in versions and not made_empty:
                     raise Damage(f"seed {seed}: {key} is at {found}, possible were {sorted(versions)}")
             housekeeping.run_once(opened)
-            fsck.collect(opened, apply=True)
-            if fsck.collect(opened) or fsck.check(opened):
+            leaks.collect(opened, apply=True)
+            if leaks.collect(opened) or fsck.check(opened):
                 raise Damage(f"seed {seed}: not clean after recovery")
     except (StratumError, OSError) as error:
         raise Damage(f"seed {seed}: the volume does not open: {error}") from error

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, fsck, housekeeping, objects
+from stratum import buckets, content, fsck, housekeeping, leaks, objects
 from tests.support import BUCKET, delete, get, put
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def test_what_a_killed_process_did_not_commit_is_removed(opened: Volume) -> None
     )
     done = subprocess.run([sys.executable, "-c", script, str(opened.root), "."], stdout=subprocess.PIPE, text=True)
     assert done.stdout == "ready\n"
-    leaks = fsck.collect(opened)
-    assert sum(leak.size for leak in leaks) >= 70_000_000
-    assert len(fsck.collect(opened, apply=True)) >= 1
-    assert fsck.collect(opened) == []
+    found = leaks.collect(opened)
+    assert sum(leak.size for leak in found) >= 70_000_000
+    assert len(leaks.collect(opened, apply=True)) >= 1
+    assert leaks.collect(opened) == []
     assert get(opened, "kept") == b"z" * 50_000
     assert allocated(opened) < 100_000
     assert fsck.check(opened) == []
