@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from stratum.errors import StratumError, UnfinishedMount
+from stratum import housekeeping
+from stratum.errors import Busy, StratumError, UnfinishedMount
 from stratum.fuse.invalidation import Follower
 from stratum.fuse.operations import Operations
 from stratum.log import get_logger
-from stratum.schema import key_u64, pack_json
+from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
 log = get_logger("mount")
@@ -52,8 +54,23 @@ def remove_stale(mountpoint: Path) -> None:
         raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
 
 
+def check_alone(reader: InodeReader) -> None:
+    """Raises `Busy`."""
+    for _, raw in reader.scan(*prefix_range(b"T")):
+        raise Busy(
+            f"the volume is mounted already at {unpack_json(raw)['mountpoint']}; one mount of a volume at a time: unmount that one first"
+        )
+
+
 def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None]) -> None:
-    """Mount and serve until SIGTERM, SIGINT or umount. Raises `UnfinishedMount`."""
+    """Mount and serve until SIGTERM, SIGINT or umount.
+
+    Raises `UnfinishedMount`, or `Busy` if the volume is mounted already: two writable mounts would wait for each other's
+    acknowledgement while the kernel holds the locks those need.
+    """
+    housekeeping.recover(volume)
+    with volume.snapshot() as reader:
+        check_alone(reader)
     remove_stale(mountpoint)
     mountpoint.mkdir(parents=True, exist_ok=True)
     operations = Operations(volume)
@@ -97,7 +114,12 @@ async def _main(
     }
     session = volume.session.id
     follower.start()
-    await operations.commit(lambda tx: tx.put(key_u64(b"T", session), pack_json(row)))
+
+    def register(tx: MetadataTransaction) -> None:
+        check_alone(tx)
+        tx.put(key_u64(b"T", session), pack_json(row))
+
+    await operations.commit(register)
     _tune(device)
     try:
         async with trio.open_nursery() as nursery:

@@ -101,10 +101,10 @@ class Follower:
                         connection.send(POKE.pack(self._applied))
 
     def _follow(self) -> None:
-        newest = self._volume.store.last_id()
-        if newest <= self._applied:
-            return
         with self._volume.snapshot() as reader:
+            newest = reader.id
+            if newest <= self._applied:
+                return
             first = next(reader.scan(key_u64_u64(b"L", self._applied + 1, 0), b"M"), None)
         if first is not None:
             self._barrier()

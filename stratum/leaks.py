@@ -29,7 +29,7 @@ class Leak:
 def collect(volume: Volume, *, apply: bool = False) -> list[Leak]:
     """Bytes that a process wrote and did not live to commit. Only what nobody can commit any more is counted."""
     if apply:
-        housekeeping.recover(volume)
+        housekeeping.run_once(volume)  # what is already known to be free goes first
     with volume.snapshot() as reader:
         covered: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for _, raw in reader.scan(*prefix_range(b"X")):

@@ -53,7 +53,7 @@ class Store(Protocol):
         """
 
     def last_id(self) -> int:
-        """Id of the newest committed transaction."""
+        """Id of the newest transaction that every snapshot begun from now on includes."""
 
     def used_bytes(self) -> int: ...
 

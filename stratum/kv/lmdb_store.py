@@ -176,8 +176,11 @@ class LmdbStore:
             raise
 
     def last_id(self) -> int:
-        identity: int = self._env.info()["last_txnid"]
-        return identity
+        """Asked of a read transaction, not of the environment: the newest meta page is visible through the map while its
+        commit still syncs, and snapshots begun in that window do not include it.
+        """
+        with self.snapshot() as snapshot:
+            return snapshot.id
 
     def used_bytes(self) -> int:
         pages: int = self._env.info()["last_pgno"] + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,3 +100,26 @@ def test_it_is_a_sorted_dictionary(store: Store, rows: dict[bytes, bytes], start
             tx.put(key, value)
     with store.snapshot() as snapshot:
         assert list(snapshot.scan(start, stop)) == [(key, rows[key]) for key in sorted(rows) if start <= key < stop]
+
+
+def test_what_last_id_names_can_be_read(store: Store) -> None:
+    """A snapshot begun after `last_id` includes that transaction, also while another thread is in the middle of a commit."""
+    ending = threading.Event()
+
+    def commit() -> None:
+        number = 0
+        while not ending.is_set():
+            number += 1
+            with store.transact() as tx:
+                tx.put(b"k", b"%d" % number)
+
+    writer = threading.Thread(target=commit)
+    writer.start()
+    try:
+        for _ in range(20_000):
+            newest = store.last_id()
+            with store.snapshot() as snapshot:
+                assert snapshot.id >= newest
+    finally:
+        ending.set()
+        writer.join()
