@@ -165,7 +165,8 @@ async def _background(volume: Volume, operations: Operations) -> None:
         await trio.sleep(0.25)
         try:
             await operations.flush_old()
-            await operations.release_orphans()
+            while await operations.release_orphans():
+                pass
         except StratumError as error:
             log.error("background_failed", error=error.message)
         if volume.failed is not None:

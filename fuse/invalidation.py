@@ -166,4 +166,4 @@ class Follower:
         if state is not None and state.handles:
             state.nameless = True
         else:
-            self._operations.orphans.add(number)
+            self._operations.add_orphan(number)

@@ -1,7 +1,8 @@
 """What a mount remembers: lookup counts, handles, unwritten changes. All of it belongs to the trio thread.
 
 Invariants
-* An inode is *used* while a handle is open on it; a used inode that loses its last name is held by an O row of this session.
+* An inode is *used* while a handle is open on it or the kernel knows its number; a used inode that loses its last name is
+  held by an O row of this session, for a while even if nobody has it open: an open(2) may be on its way to it.
 * A buffer exists only while a file is open or dirty, and is changed only under its file's lock.
 """
 
@@ -70,10 +71,13 @@ class OpenFiles:
     def state(self, number: int) -> FileState | None:
         return self.files.get(number)
 
-    def is_used(self, number: int) -> bool:
-        """Called by the committer's thread too: one dictionary read."""
+    def is_open(self, number: int) -> bool:
         state = self.files.get(number)
         return state is not None and state.handles > 0
+
+    def is_used(self, number: int) -> bool:
+        """Whether the kernel may still ask for an inode. Called by the committer's thread too: dictionary reads only."""
+        return number in self.lookups or self.is_open(number)
 
     def open(self, number: int, *, writable: bool) -> int:
         state = self.files.get(number)

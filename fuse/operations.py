@@ -41,6 +41,9 @@ log = get_logger("mount")
 CACHE_S = 3600.0
 """How long the kernel may keep names and attributes: explicit invalidation, not this, keeps them right."""
 COMMIT_AFTER_S = 1.0
+ORPHAN_S_MIN = 1.0
+"""How long an inode without a name is kept for an open(2) that looked it up before it lost the name. The kernel retries a
+stale open once only; under constant replacement that is not enough."""
 BLOCK_BYTES = 512
 
 
@@ -76,7 +79,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._volume = volume
         self.open_files = OpenFiles()
-        self.orphans: set[int] = set()
+        self.orphans: dict[int, float] = {}
         self._token: trio.lowlevel.TrioToken | None = None
 
     # -- bridges ------------------------------------------------------------------------------------------------------
@@ -202,7 +205,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self.commit(lambda tx: files.rmdir(tx, parent_inode, name, self.open_files.is_used), frees=True)
+        number = await self.commit(lambda tx: files.rmdir(tx, parent_inode, name, self.open_files.is_used), frees=True)
+        self._lost_name(number)
 
     @handler
     async def rename(
@@ -237,7 +241,7 @@ class Operations(pyfuse3.Operations):
         if state is not None and state.handles:
             state.nameless = True
         else:
-            self.orphans.add(number)
+            self.add_orphan(number)
 
     # -- attributes -----------------------------------------------------------------------------------------------------
 
@@ -431,7 +435,7 @@ class Operations(pyfuse3.Operations):
             if state.handles == 0:
                 self.open_files.drop(state)
                 if state.nameless:
-                    self.orphans.add(state.number)
+                    self.add_orphan(state.number)
 
     async def flush_old(self, *, everything: bool = False) -> None:
         """Commit what has waited long enough (a mapping's stores arrive after the last flush)."""
@@ -445,11 +449,16 @@ class Operations(pyfuse3.Operations):
                 if state.handles == 0:
                     self.open_files.drop(state)
 
-    async def release_orphans(self) -> None:
-        """Let go of inodes without names that nobody here has open."""
-        numbers = [number for number in list(self.orphans) if not self.open_files.is_used(number)][:256]
+    def add_orphan(self, number: int) -> None:
+        self.orphans.setdefault(number, trio.current_time())
+
+    async def release_orphans(self) -> bool:
+        """Let go of some inodes without names that nobody here has open; True if there may be more."""
+        now = trio.current_time()
+        old = [number for number, since in self.orphans.items() if now - since >= ORPHAN_S_MIN]
+        numbers = [number for number in old if not self.open_files.is_open(number)][:256]
         if not numbers:
-            return
+            return False
         session = self._volume.session.id
 
         def release(tx: MetadataTransaction) -> None:
@@ -457,7 +466,9 @@ class Operations(pyfuse3.Operations):
                 tree.release_orphan(tx, session, number)
 
         await self.commit(release, frees=True)
-        self.orphans.difference_update(numbers)
+        for number in numbers:
+            self.orphans.pop(number, None)
+        return True
 
     # -- directories ----------------------------------------------------------------------------------------------------
 

@@ -205,7 +205,7 @@ def _remove_directory(
     if owned:
         inode.rdev = 0
         tx.usage(inode.bucket, -1, 0)
-        tree.drop_link(tx, tx.inode(owned), still_used)
+        tree.drop_link(tx, tx.inode(owned))
     tree.drop_directory(tx, inode, still_used)
 
 
