@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from stratum.schema import BucketRow, Inode, ObjectMetadata
-    from stratum.transaction import MetadataTransaction
+    from stratum.transaction import InodeReader, MetadataTransaction
 
     T = TypeVar("T")
 
@@ -112,11 +112,8 @@ def checksum_algorithm(context: Context) -> str:
     return algorithm
 
 
-def find_source(context: Context, bucket_name: str, key: bytes, reader: object) -> objects.ObjectState:
+def find_source(context: Context, bucket_name: str, key: bytes, reader: InodeReader) -> objects.ObjectState:
     """The copy source, after the same authorisation as a GET of it."""
-    from stratum.transaction import InodeReader
-
-    assert isinstance(reader, InodeReader)
     bucket = expect_owner(buckets.get(reader, bucket_name), context.header("x-amz-source-expected-bucket-owner"))
     try:
         state = objects.head(reader, bucket, key)

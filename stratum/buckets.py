@@ -7,7 +7,7 @@ import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import longkeys, tree
+from stratum import tree
 from stratum.errors import BucketExists, BucketNotEmpty, InvalidArgument, InvalidBucketName, NoSuchBucket
 from stratum.schema import ROOT_INODE, BucketRow, Dentry, Kind, key_u64, unpack_json
 
@@ -154,7 +154,3 @@ def usage(reader: InodeReader, row: BucketRow) -> tuple[int, int]:
     raw = reader.get(key_u64(b"H", row.inode))
     found = unpack_json(raw) if raw else {"objects": 0, "bytes": 0}
     return found["objects"], found["bytes"]
-
-
-def has_uploads(reader: InodeReader, row: BucketRow) -> bool:
-    return next(longkeys.scan(reader, b"U", row.inode), None) is not None

@@ -60,11 +60,6 @@ class PreparedExtent:
     private: bool
 
 
-def block_checksums(data: bytes | bytearray | memoryview) -> bytes:
-    view = memoryview(data)
-    return b"".join(checksum(view[at : at + BLOCK_BYTES]) for at in range(0, len(view), BLOCK_BYTES))
-
-
 def punch_hole(fd: int, offset: int, length: int) -> bool:
     """Give pages back to the filesystem; False if it cannot."""
     if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0:
@@ -437,21 +432,6 @@ class SegmentStore:
                 return False
             name.unlink()
             return True
-        finally:
-            os.close(fd)
-
-    def is_being_written(self, name: Path) -> bool:
-        """Whether some process may still commit bytes in this file."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
         finally:
             os.close(fd)
 

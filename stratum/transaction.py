@@ -30,7 +30,6 @@ from stratum.schema import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any
 
     from stratum.kv.contract import Snapshot, Transaction
     from stratum.segments import PreparedExtent
@@ -289,7 +288,3 @@ class MetadataTransaction(InodeReader):
         self.put(
             key_u64_u64(b"L", self.id, self._changes), ChangeRow(self.session, parent, inode, orphan, entry).pack()
         )
-
-    def metadata_json(self, table: bytes, number: int) -> dict[str, Any] | None:
-        raw = self.get(key_u64(table, number))
-        return None if raw is None else unpack_json(raw)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stratum import content, longkeys
 from stratum.errors import InvalidName, KeyTooLong, NotFound, TooManyLinks
-from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64, key_u64_u64
+from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64_u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -266,8 +266,3 @@ def path_of_root(name: str) -> bytes:
 
 def bucket_directory(reader: InodeReader, name: str) -> Dentry | None:
     return get_dentry(reader, ROOT_INODE, path_of_root(name))
-
-
-def attributes(reader: InodeReader, inode: int) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in reader.scan_prefix(key_u64(b"Y", inode)):
-        yield key[9:], value
