@@ -1,7 +1,12 @@
-"""The WSGI application: authenticate once, dispatch, turn errors into S3's XML, log one line a request."""
+"""The ASGI application: authenticate once, dispatch, turn errors into S3's XML, log one line a request.
+
+The event loop's thread computes. An operation that reads only the metadata store is answered in it, from one snapshot;
+PutObject, UploadPart and DeleteObject begin in it and await their body, the disk and the commit; all others run in a thread.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import secrets
@@ -13,20 +18,23 @@ from stratum.errors import NotModified, StratumError
 from stratum.identity import Identities
 from stratum.log import get_logger
 from stratum.s3 import bucket_handlers, list_handlers, multipart_handlers, object_read, object_write
-from stratum.s3.answer import Answer, empty
+from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
 from stratum.s3.context import Context, http_date
 from stratum.s3.errors import STATUS, S3Error, code_of, not_implemented
+from stratum.s3.incoming import Incoming
 from stratum.s3.request import S3Request
+from stratum.s3.waits import Waits
 from stratum.s3.xml import error as error_body
-from stratum.turn import turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from stratum.volume import Volume
 
-    Handler = Callable[[Context], Answer]
+    Handler = Callable[[Context], Answer | Awaitable[Answer]]
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 log = get_logger("s3")
 
@@ -65,10 +73,13 @@ _OBJECT: dict[tuple[str, str], Handler] = {
     ("DELETE", "uploadId"): multipart_handlers.abort_upload,
 }
 _SUBRESOURCES = frozenset(name for table in (_BUCKET, _OBJECT) for _, name in table if name) | _UNBUILT
-_COMPUTING = frozenset(
-    ("get_object", "head_object", "list_objects", "list_objects_v2", "list_versions", "list_buckets", "head_bucket")
-)
-"""Operations that wait for nothing but a page of the store; get_object lets go of the turn where it reads a disk."""
+_IN_LOOP = frozenset((
+    "get_object", "head_object", "list_objects", "list_objects_v2", "list_versions", "list_buckets", "head_bucket",
+    "put_object", "upload_part", "delete_object",
+))  # fmt: skip
+"""Called in the loop's thread: they compute, and return an awaitable for what is left where that waits."""
+DOCUMENT_BYTES_MAX = 4 * 1024 * 1024 + 65536
+"""The longest XML body, CompleteMultipartUpload's, with room for aws-chunked framing."""
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE"))
 
 
@@ -101,7 +112,7 @@ def route(request: S3Request) -> tuple[Handler, str]:
     if (
         request.key is not None
         and method == "PUT"
-        and "HTTP_X_AMZ_COPY_SOURCE" in request.environ
+        and "x-amz-copy-source" in request.fields
         and name in {"", "uploadId"}
     ):
         handler = multipart_handlers.upload_part_copy if name else object_write.copy_object
@@ -117,86 +128,162 @@ def route(request: S3Request) -> tuple[Handler, str]:
     return handler, handler.__name__
 
 
+_SEND_BYTES = 256 * 1024
+
+
+class ClientGone(ConnectionError):
+    """The client closed the connection, or read nothing for too long."""
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] == "http.request":
+        pass
+
+
+class Exchange:
+    """What is known about a request so far, for its answer and its log line."""
+
+    __slots__ = ("incoming", "operation", "request", "request_id", "started", "user")
+
+    def __init__(self, request_id: str, incoming: Incoming) -> None:
+        self.request_id = request_id
+        self.incoming = incoming
+        self.started = time.perf_counter()
+        self.request: S3Request | None = None
+        self.operation = ""
+        self.user = ""
+
+
 class Application:
-    """One a process. Plain WSGI: any server can host it."""
+    """One a process."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._identities = Identities(volume)
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
+        self._idle_s_max = volume.config.s3_idle_s_max
+        self._waits: Waits | None = None
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        started = time.perf_counter()
-        request_id = f"{self._prefix}{next(self._numbers):08x}"
-        operation, user = "", ""
-        request: S3Request | None = None
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(f"{self._prefix}{next(self._numbers):08x}", Incoming(receive, self._idle_s_max))
         try:
-            with turn:
-                request = S3Request(environ, self._volume.config, request_id)
-                handler, operation = route(request)
-                with self._volume.snapshot() as reader:
-                    identity = authenticate(request, self._identities, reader)
-                    user = identity.user.name if identity.user else "-"
-                    context = Context(self._volume, self._identities, self._volume.config, request, identity)
-                    response = None
-                    if operation in _COMPUTING:
-                        context.reader = reader
-                        response = handler(context)
-                if response is None:
-                    response = handler(context)
+            answer = await self._answer(exchange, scope)
+            if isinstance(answer.body, Stream):
+                # The first piece is read before the status is sent: damage there is an error, not a broken body.
+                await self._waits_here().in_thread(answer.body.begin)
         except NotModified as error:
-            response = empty(304, {"ETag": f'"{error.etag}"', "Last-Modified": http_date(error.mtime_ns)})
+            answer = empty(304, {"ETag": f'"{error.etag}"', "Last-Modified": http_date(error.mtime_ns)})
         except StratumError as error:
-            response = self._refusal(environ, request, request_id, error)
+            answer = await self._refusal(exchange, scope, error)
         except Exception as error:
-            log.exception("request_failed", request_id=request_id, operation=operation)
-            response = self._refusal(
-                environ,
-                request,
-                request_id,
-                StratumError(f"internal error {type(error).__name__}; the log has request {request_id}"),
-            )
-        response.headers += (("x-amz-request-id", request_id), ("Server", "Stratum"))
+            log.exception("request_failed", request_id=exchange.request_id, operation=exchange.operation)
+            message = f"internal error {type(error).__name__}; the log has request {exchange.request_id}"
+            answer = await self._refusal(exchange, scope, StratumError(message))
+        answer.headers += (("x-amz-request-id", exchange.request_id), ("Server", "Stratum"))
+        request = exchange.request
+        if request is None or (request.has_body and not exchange.incoming.ended):
+            # The rest of the body is on its way, or never comes (Expect): nothing behind it can be told from it.
+            answer.headers.append(("Connection", "close"))
         log.info(
-            "request", request_id=request_id, method=environ["REQUEST_METHOD"], path=environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace"),
-            operation=operation, status=response.status, user=user, ms=round((time.perf_counter() - started) * 1000, 2),
+            "request", request_id=exchange.request_id, method=scope["method"], path=request.resource if request else scope["path"],
+            operation=exchange.operation, status=answer.status, user=exchange.user, ms=round((time.perf_counter() - exchange.started) * 1000, 2),
         )  # fmt: skip
-        self._end_if_failed()
-        return response.send(start_response, head=environ["REQUEST_METHOD"] == "HEAD")
+        if self._volume.failed is not None:
+            # A disk refused to sync: nothing this process still believes can be trusted. Its supervisor starts another.
+            threading.Timer(0.5, os._exit, (70,)).start()
+        await self._send(answer, scope, receive, send, exchange)
 
-    def _refusal(
-        self, environ: dict[str, Any], request: S3Request | None, request_id: str, error: StratumError
-    ) -> Answer:
+    def _waits_here(self) -> Waits:
+        if self._waits is None:
+            self._waits = Waits(self._volume, self._volume.config.s3_threads)
+        return self._waits
+
+    async def _answer(self, exchange: Exchange, scope: dict[str, Any]) -> Answer:
+        volume, config = self._volume, self._volume.config
+        waits = self._waits or self._waits_here()
+        exchange.request = request = S3Request(scope, config, exchange.request_id)
+        exchange.incoming.length = request.length
+        handler, exchange.operation = route(request)
+        with volume.snapshot() as reader:
+            identity = authenticate(request, self._identities, reader)
+            exchange.user = identity.user.name if identity.user else "-"
+            context = Context(volume, self._identities, config, request, identity, waits, exchange.incoming)
+            if exchange.operation in _IN_LOOP:
+                context.reader = reader
+                found = handler(context)
+                context.reader = None
+            else:
+                found = None
+        if found is None:
+            if request.has_body:
+                context.document = await exchange.incoming.all(DOCUMENT_BYTES_MAX)
+            found = await waits.computed(handler, context)
+        return found if isinstance(found, Answer) else await found
+
+    async def _send(
+        self, answer: Answer, scope: dict[str, Any], receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        body = answer.body
+        head = scope["method"] == "HEAD"
+        if (
+            isinstance(body, bytes)
+            and answer.status not in {204, 304}
+            and not any(n == "Content-Length" for n, _ in answer.headers)
+        ):
+            answer.headers.append(("Content-Length", str(len(body))))
+        headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": b"" if head else body})
+            return
+        watcher = asyncio.create_task(_disconnected(receive))
+        try:
+            waits = self._waits_here()
+            piece = body.first
+            while piece:
+                following = waits.in_thread(body.read)
+                try:
+                    await self._send_piece(piece, send, watcher)
+                finally:
+                    piece = await following
+            await send({"type": "http.response.body", "body": b""})
+        except ClientGone as error:
+            log.info("client_gone", request_id=exchange.request_id, why=str(error))
+            raise
+        except StratumError as error:
+            # The status is out: all that is left is to break the connection, so that nobody takes this for the whole.
+            log.error("body_broken", request_id=exchange.request_id, error=error.message)
+            raise
+        finally:
+            watcher.cancel()
+            body.close()
+
+    async def _send_piece(self, piece: bytes, send: Send, watcher: asyncio.Task[None]) -> None:
+        """Raises `ClientGone` when nobody reads."""
+        for at in range(0, len(piece), _SEND_BYTES):
+            if watcher.done():
+                raise ClientGone("the client went away")
+            try:
+                async with asyncio.timeout(self._idle_s_max):
+                    await send({"type": "http.response.body", "body": piece[at : at + _SEND_BYTES], "more_body": True})
+            except TimeoutError:
+                raise ClientGone(f"the client read nothing for {self._idle_s_max:g} seconds") from None
+
+    async def _refusal(self, exchange: Exchange, scope: dict[str, Any], error: StratumError) -> Answer:
         code = code_of(error)
         extra = dict(error.extra) if isinstance(error, S3Error) else {}
         status = STATUS[code]
         if code == "InternalError":
-            log.error("internal_error", request_id=request_id, error=error.message)
-        resource = request.resource if request is not None else environ.get("PATH_INFO", "")
-        body = error_body(code, error.message, resource, request_id, extra)
+            log.error("internal_error", request_id=exchange.request_id, error=error.message)
+        request = exchange.request
+        resource = request.resource if request is not None else scope["path"]
+        body = error_body(code, error.message, resource, exchange.request_id, extra)
         headers = [("Content-Type", "application/xml")]
         if code == "InvalidRange" and "ActualObjectSize" in extra:
             headers.append(("Content-Range", f"bytes */{extra['ActualObjectSize']}"))
-        drain(environ)
+        if request is not None and request.has_body and "expect" not in request.fields:
+            await exchange.incoming.drain(request.fields.get("content-length", ""))
         return Answer(status, headers, b"" if status == 304 else body)
-
-    def _end_if_failed(self) -> None:
-        """A disk refused to sync: nothing this process still believes can be trusted. Its supervisor starts another."""
-        if self._volume.failed is not None:
-            threading.Timer(0.5, os._exit, (70,)).start()
-
-
-_DRAIN_BYTES_MAX = 8 * 1024 * 1024
-
-
-def drain(environ: dict[str, Any]) -> None:
-    """Read a little of a refused body, so that the client sees the answer instead of a reset. Not behind Expect."""
-    length = environ.get("CONTENT_LENGTH") or ""
-    if environ.get("HTTP_EXPECT") or not length.isdigit() or int(length) > _DRAIN_BYTES_MAX:
-        return
-    try:
-        while environ["wsgi.input"].read(65536):
-            pass
-    except OSError:
-        return

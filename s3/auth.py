@@ -157,11 +157,9 @@ def _scope(region_wanted: str, credential: str, code: str) -> tuple[str, str, st
 
 
 def _check_signed_headers(request: S3Request, signed: list[str], *, presigned: bool) -> None:
-    names = {name.replace("_", "-") for name in signed}
-    request.signed_names = {name.replace("_", "-"): name for name in signed}
-    if "host" not in names:
+    if "host" not in signed:
         raise S3Error("AccessDenied", "the host header must be signed")
-    missing = sorted(name for name in request.all_headers if name.startswith("x-amz-") and name not in names)
+    missing = sorted(name for name in request.fields if name.startswith("x-amz-") and name not in signed)
     if (
         presigned
         and missing == ["x-amz-content-sha256"]
@@ -186,14 +184,7 @@ class _Parsed:
     region: str
     service: str
     signed: list[str]
-    environ_names: list[str]
     amz: frozenset[str]
-    names: dict[str, str]
-
-
-def _environ_name(header: str) -> str:
-    name = header.upper().replace("-", "_")
-    return name if name in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{name}"
 
 
 @lru_cache(maxsize=4096)
@@ -206,12 +197,8 @@ def _parse_authorization(head: str, region_wanted: str) -> _Parsed:
         raise S3Error(bad, "the Authorization header needs Credential, SignedHeaders and Signature")
     access_key, date, region, service = _scope(region_wanted, fields["Credential"], bad)
     signed = fields["SignedHeaders"].split(";")
-    names = [_environ_name(name) for name in signed]
-    amz = frozenset(name for name in names if name.startswith("HTTP_X_AMZ_"))
-    plain = {name.replace("_", "-"): name for name in signed}
-    return _Parsed(
-        access_key, date, f"{date}/{region}/{service}/aws4_request", region, service, signed, names, amz, plain
-    )
+    amz = frozenset(name for name in signed if name.startswith("x-amz-"))
+    return _Parsed(access_key, date, f"{date}/{region}/{service}/aws4_request", region, service, signed, amz)
 
 
 def _version_4_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
@@ -222,8 +209,8 @@ def _version_4_header(request: S3Request, authorization: str, identities: Identi
         )
     parsed = _parse_authorization(head, request.config.s3_region)
     credential = _credential(identities, reader, parsed.access_key)
-    environ = request.environ
-    stamp = environ.get("HTTP_X_AMZ_DATE")
+    fields = request.fields
+    stamp = fields.get("x-amz-date")
     moment_s = parse_stamp(stamp) if stamp is not None else _http_date(request.header("date") or "")
     if moment_s is None:
         raise S3Error("AccessDenied", "the request needs a valid x-amz-date or Date header")
@@ -232,21 +219,15 @@ def _version_4_header(request: S3Request, authorization: str, identities: Identi
     _check_skew(request, moment_s)
     if stamp[:8] != parsed.date:
         raise S3Error("AuthorizationHeaderMalformed", "the date of the credential is not the date of the request")
-    payload = environ.get("HTTP_X_AMZ_CONTENT_SHA256")
+    payload = fields.get("x-amz-content-sha256")
     if payload is None:
         raise S3Error("InvalidRequest", "the header x-amz-content-sha256 is missing")
     _check_payload_name(payload)
-    unsigned = [name for name in environ if name.startswith("HTTP_X_AMZ_") and name not in parsed.amz]
-    if unsigned or "HTTP_HOST" not in parsed.environ_names:
+    unsigned = [name for name in fields if name.startswith("x-amz-") and name not in parsed.amz]
+    if unsigned or "host" not in parsed.signed:
         _check_signed_headers(request, parsed.signed, presigned=False)
-    request.signed_names = parsed.names
     query = signatures.canonical_query(request.pairs) if request.raw_query else ""
-    lines = "".join(
-        [
-            f"{name}:{' '.join(environ.get(key, '').split())}\n"
-            for name, key in zip(parsed.signed, parsed.environ_names, strict=True)
-        ]
-    )
+    lines = "".join([f"{name}:{' '.join(fields.get(name, '').split())}\n" for name in parsed.signed])
     canonical = f"{request.method}\n{signatures.encode_path(request.raw_path)}\n{query}\n{lines}\n{';'.join(parsed.signed)}\n{payload}"
     key = signatures.signing_key(credential.secret_key, parsed.date, parsed.region, parsed.service)
     wanted = signatures.signature(key, signatures.string_to_sign(stamp, parsed.scope, canonical))
@@ -341,7 +322,7 @@ def _v2_check(request: S3Request, credential: Credential, claimed: str, date: st
     ]
     wanted = signatures.v2_signature(
         credential.secret_key,
-        signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.all_headers, date),
+        signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.fields, date),
     )
     if not hmac.compare_digest(wanted.encode(), claimed.encode()):
         raise S3Error(

@@ -1,7 +1,6 @@
-"""The request body: framing, length, signatures and checksums, all verified before anything is committed.
+"""The request body: framing, length, signatures and checksums, all verified before anything is committed. No I/O.
 
-`pieces` hands out payload as it arrives; `verify` must return before the caller commits. A body that cannot be told
-from a truncated one is refused: the server shows a broken chunked transfer as a short read.
+`feed` turns what came over the wire into payload; `verify` must return before the caller commits.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from stratum import checksums
 from stratum.s3 import signatures
 from stratum.s3.chunked import ChunkedDecoder, ChunkSigner
 from stratum.s3.errors import S3Error
-from stratum.turn import waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from stratum.s3.auth import Identity
+    from stratum.s3.context import Context
     from stratum.s3.request import S3Request
 
-READ_BYTES = 1024 * 1024
-XML_BYTES_MAX = 1024 * 1024 * 2
+DOCUMENT_BYTES_MAX = 2 * 1024 * 1024
 _CHECKSUM_HEADERS = {f"x-amz-checksum-{name.lower()}": name for name in checksums.ALGORITHMS}
 _STREAMING = (signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER, signatures.STREAMING_UNSIGNED_TRAILER)
 
@@ -34,7 +32,6 @@ class Body:
     """One request's payload. `size` is its length when the headers say it."""
 
     def __init__(self, request: S3Request, identity: Identity) -> None:
-        self._stream = request.environ["wsgi.input"]
         self._payload = identity.payload
         self._wire_length = _length(request.header("content-length"), "Content-Length")
         self._decoder: ChunkedDecoder | None = None
@@ -46,13 +43,8 @@ class Body:
             self._begin_chunks(request, identity)
         elif trailer:
             raise S3Error("InvalidRequest", "x-amz-trailer needs a streaming x-amz-content-sha256")
-        elif self._wire_length is None:
-            proven = self._payload != signatures.UNSIGNED or self._content_md5 is not None or self.checksum_value
-            if request.header("transfer-encoding") is None or not proven:
-                raise S3Error(
-                    "MissingContentLength",
-                    "the request needs a Content-Length, or a signed hash that proves it is whole",
-                )
+        elif self._wire_length is None and request.header("transfer-encoding") is None:
+            raise S3Error("MissingContentLength", "the request needs a Content-Length or chunks")
         self._sha256 = (
             hashlib.sha256() if self._payload != signatures.UNSIGNED and self._payload not in _STREAMING else None
         )
@@ -77,34 +69,22 @@ class Body:
             trailers_expected=expected,
         )
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
+    def feed(self, data: bytes) -> Sequence[bytes | memoryview]:
         """Payload in order. Raises `S3Error`."""
-        left = self._wire_length
-        while left is None or left:
-            with waiting():
-                data = self._stream.read(READ_BYTES if left is None else min(READ_BYTES, left))
-            if not data:
-                if left:
-                    raise S3Error("IncompleteBody", "the body has fewer bytes than Content-Length says; send it again")
-                break
-            if left is not None:
-                left -= len(data)
-            for piece in self._decoder.feed(data) if self._decoder is not None else (data,):
-                self._add(piece)
-                yield piece
-        if self._decoder is not None:
-            self._decoder.finish()
-
-    def _add(self, piece: bytes | memoryview) -> None:
-        self._count += len(piece)
-        self._md5.update(piece)
-        if self._sha256 is not None:
-            self._sha256.update(piece)
-        if self._checksum is not None:
-            self._checksum.update(piece)
+        pieces = self._decoder.feed(data) if self._decoder is not None else (data,)
+        for piece in pieces:
+            self._count += len(piece)
+            self._md5.update(piece)
+            if self._sha256 is not None:
+                self._sha256.update(piece)
+            if self._checksum is not None:
+                self._checksum.update(piece)
+        return pieces
 
     def verify(self) -> tuple[bytes, dict[str, str]]:
-        """(MD5, checksums to store). Raises `S3Error` if the payload is not what the headers said."""
+        """The body ended: (MD5, checksums to store). Raises `S3Error` if the payload is not what the headers said."""
+        if self._decoder is not None:
+            self._decoder.finish()
         if self.size is not None and self._count != self.size:
             raise S3Error("IncompleteBody", f"the body has {self._count} bytes, {self.size} were announced")
         md5 = self._md5.digest()
@@ -130,17 +110,15 @@ class Body:
             self.checksum_algorithm = algorithm
             self._checksum = checksums.new(algorithm)
 
-    def read_all(self, bytes_max: int = XML_BYTES_MAX) -> bytes:
-        """A small body, verified."""
-        if self.size is not None and self.size > bytes_max:
-            raise S3Error("MaxMessageLengthExceeded", f"the body has {self.size} bytes; {bytes_max} is the most")
-        data = bytearray()
-        for piece in self.pieces():
-            data += piece
-            if len(data) > bytes_max:
-                raise S3Error("MaxMessageLengthExceeded", f"the body is longer than {bytes_max} bytes")
-        self.verify()
-        return bytes(data)
+
+def read_document(context: Context, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
+    """The whole of a small body, which the server has read already, verified."""
+    if len(context.document) > bytes_max:
+        raise S3Error("MaxMessageLengthExceeded", f"the body is longer than {bytes_max} bytes")
+    body = Body(context.request, context.identity)
+    data = b"".join(body.feed(context.document))
+    body.verify()
+    return data
 
 
 def _length(text: str | None, name: str) -> int | None:

@@ -9,7 +9,7 @@ from stratum.errors import BucketExists
 from stratum.s3 import access
 from stratum.s3.access import BUCKET_ACLS
 from stratum.s3.answer import Answer, empty, xml
-from stratum.s3.body import Body
+from stratum.s3.body import read_document
 from stratum.s3.context import Context, canned_acl, check_key, owner_element, refuse_unbuilt, version_id
 from stratum.s3.errors import S3Error, not_implemented
 from stratum.s3.xml import document, element, parse, text
@@ -39,7 +39,7 @@ def create_bucket(context: Context) -> Answer:
     acl = canned_acl(context, for_object=False)
     region = ""
     if context.header("content-length") not in {None, "0"} or context.header("transfer-encoding"):
-        body = Body(context.request, context.identity).read_all()
+        body = read_document(context)
         if body:
             region = _location(context, parse(body, "CreateBucketConfiguration"))
 
@@ -157,11 +157,7 @@ def get_object_acl(context: Context) -> Answer:
 def _wanted_acl(context: Context, owner: str, *, for_object: bool) -> str:
     """From x-amz-acl, or from a body whose grants are those of a canned ACL."""
     refuse_unbuilt(context.request)
-    body = (
-        Body(context.request, context.identity).read_all()
-        if context.header("content-length") not in {None, "0"}
-        else b""
-    )
+    body = read_document(context) if context.header("content-length") not in {None, "0"} else b""
     header = context.header("x-amz-acl")
     if header is not None:
         if body:

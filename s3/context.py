@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from stratum.config import Config
     from stratum.identity import Identities
     from stratum.s3.auth import Identity
+    from stratum.s3.incoming import Incoming
     from stratum.s3.request import S3Request
+    from stratum.s3.waits import Waits
     from stratum.schema import BucketRow, Inode
     from stratum.transaction import InodeReader
     from stratum.volume import Volume
 
 STORED_HEADERS = ("cache-control", "content-disposition", "content-encoding", "content-language", "expires")
 USER_METADATA_BYTES_MAX = 2048
-_REFUSED_HEADERS = (
+_REFUSED_HEADERS = frozenset((
     "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-server-side-encryption-customer-key", "x-amz-server-side-encryption-context", "x-amz-server-side-encryption-bucket-key-enabled",
     "x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date",
     "x-amz-object-lock-legal-hold", "x-amz-bucket-object-lock-enabled", "x-amz-tagging", "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes", "x-amz-grant-read", "x-amz-grant-write", "x-amz-grant-read-acp", "x-amz-grant-write-acp",
     "x-amz-grant-full-control", "x-amz-object-ownership", "x-amz-mfa", "x-amz-rename-source", "x-amz-security-token",
-)  # fmt: skip
-_REFUSED_ENVIRON = {f"HTTP_{name.upper().replace('-', '_')}": name for name in _REFUSED_HEADERS}
+))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -46,6 +47,10 @@ class Context:
     config: Config
     request: S3Request
     identity: Identity
+    waits: Waits
+    incoming: Incoming
+    document: bytes = b""
+    """The body as it came, of operations that take a document."""
     reader: InodeReader | None = None
     """The snapshot the request was authenticated in, while the handler may use it."""
 
@@ -134,12 +139,10 @@ def url_encoded(value: bytes) -> str:
 
 def refuse_unbuilt(request: S3Request) -> None:
     """Answer 501 for every header whose meaning would otherwise be ignored."""
-    environ = request.environ
-    if not _REFUSED_ENVIRON.keys().isdisjoint(environ):
-        raise not_implemented(
-            f"the header {next(header for name, header in _REFUSED_ENVIRON.items() if name in environ)}"
-        )
-    storage_class = environ.get("HTTP_X_AMZ_STORAGE_CLASS")
+    fields = request.fields
+    if not _REFUSED_HEADERS.isdisjoint(fields):
+        raise not_implemented(f"the header {next(name for name in fields if name in _REFUSED_HEADERS)}")
+    storage_class = fields.get("x-amz-storage-class")
     if storage_class and storage_class != "STANDARD":
         raise not_implemented(f"the storage class {storage_class}")
 
@@ -179,11 +182,9 @@ def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
     user: dict[str, str] = {}
     size = 0
     stored: dict[str, str] = {}
-    for name, value in request.all_headers.items():
+    for name, value in request.fields.items():
         if name.startswith("x-amz-meta-"):
-            plain = request.signed_names.get(name, name)[11:]
-            if not value and not request.signed_names:
-                raise S3Error("InvalidArgument", f"the metadata header {name} is empty or not ASCII; encode it")
+            plain = name[11:]
             if not plain or not _is_header_text(value):
                 raise S3Error("InvalidArgument", f"the metadata header {name} has no name, or control characters")
             user[plain] = value
@@ -213,7 +214,8 @@ def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
 
 
 def _is_header_text(value: str) -> bool:
-    return all(" " <= c <= "~" or c == "\t" for c in value)
+    """Printable ASCII, tabs, and bytes above it, which a client that does not encode sends."""
+    return all(" " <= c <= "~" or c == "\t" or c >= "\x80" for c in value)
 
 
 def _date_header(context: Context, name: str) -> int | None:
@@ -226,21 +228,15 @@ def _date_header(context: Context, name: str) -> int | None:
         return None  # RFC 9110: a condition with an invalid date is ignored
 
 
-_CONDITIONS = ("IF_MATCH", "IF_NONE_MATCH", "IF_MODIFIED_SINCE", "IF_UNMODIFIED_SINCE")
+_CONDITIONS = ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
 _CONDITIONAL = {
-    "": frozenset(
-        (
-            *(f"HTTP_{name}" for name in _CONDITIONS),
-            "HTTP_X_AMZ_IF_MATCH_SIZE",
-            "HTTP_X_AMZ_IF_MATCH_LAST_MODIFIED_TIME",
-        )
-    ),
-    "x-amz-copy-source-": frozenset(f"HTTP_X_AMZ_COPY_SOURCE_{name}" for name in _CONDITIONS),
+    "": frozenset((*_CONDITIONS, "x-amz-if-match-size", "x-amz-if-match-last-modified-time")),
+    "x-amz-copy-source-": frozenset(f"x-amz-copy-source-{name}" for name in _CONDITIONS),
 }
 
 
 def conditions(context: Context, prefix: str = "") -> Conditions:
-    if _CONDITIONAL[prefix].isdisjoint(context.request.environ):
+    if _CONDITIONAL[prefix].isdisjoint(context.request.fields):
         return NO_CONDITIONS
     size = context.header("x-amz-if-match-size") if not prefix else None
     if size is not None and not size.isdigit():

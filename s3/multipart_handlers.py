@@ -12,7 +12,7 @@ from stratum.multipart import PART_NUMBER_MAX, CompletePart, CompleteRequest
 from stratum.preconditions import check_copy_source
 from stratum.s3 import access, ranges
 from stratum.s3.answer import Answer, empty, xml
-from stratum.s3.body import Body
+from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
     Context,
     canned_acl,
@@ -33,6 +33,8 @@ from stratum.schema import Inode
 from stratum.turn import waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from stratum.schema import BucketRow, PartRow, UploadRow
     from stratum.transaction import InodeReader, MetadataTransaction
 
@@ -101,12 +103,12 @@ def _part_number(context: Context) -> int:
 
 
 def _upload(context: Context, what: str) -> tuple[BucketRow, UploadRow]:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = _bucket(context, reader, what)
         return bucket, multipart.get(reader, bucket, context.key, context.query.get("uploadId", ""))
 
 
-def upload_part(context: Context) -> Answer:
+def upload_part(context: Context) -> Awaitable[Answer]:
     refuse_unbuilt(context.request)
     check_key(context.key)
     number = _part_number(context)
@@ -120,19 +122,16 @@ def upload_part(context: Context) -> Answer:
             )
         body.add_default_checksum(upload.checksum_algorithm)
 
-    def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> tuple[str, dict[str, str]]:
+    async def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> Answer:
         algorithm, value = next(iter(sums.items()), ("", ""))
-        context.volume.mutate(
+        await context.waits.mutate(
             lambda tx: multipart.put_part(
                 tx, context.request.bucket, context.key, upload.upload_id, number, new, md5.hex(), value, algorithm
             )
         )
-        return md5.hex(), sums
+        return empty(200, {"ETag": f'"{md5.hex()}"', **{f"x-amz-checksum-{k.lower()}": v for k, v in sums.items()}})
 
-    etag, sums = receive(context, body, commit, inline=False)
-    return empty(
-        200, {"ETag": f'"{etag}"', **{f"x-amz-checksum-{name.lower()}": value for name, value in sums.items()}}
-    )
+    return receive(context, body, commit, inline=False)
 
 
 def upload_part_copy(context: Context) -> Answer:
@@ -238,7 +237,7 @@ def complete_upload(context: Context) -> Answer:
     check_key(context.key)
     with context.volume.snapshot() as reader:
         _bucket(context, reader, access.WRITE)
-    root = parse(Body(context.request, context.identity).read_all(_COMPLETE_BYTES_MAX), "CompleteMultipartUpload")
+    root = parse(read_document(context, _COMPLETE_BYTES_MAX), "CompleteMultipartUpload")
     parts = []
     for child in root:
         number, etag = text(child, "PartNumber"), text(child, "ETag")

@@ -10,7 +10,7 @@ from stratum import content, objects
 from stratum.errors import NoSuchKey
 from stratum.preconditions import check_read
 from stratum.s3 import access, ranges
-from stratum.s3.answer import Answer, xml
+from stratum.s3.answer import Answer, Stream, xml
 from stratum.s3.context import (
     Context,
     check_key,
@@ -23,11 +23,8 @@ from stratum.s3.context import (
 from stratum.s3.errors import S3Error
 from stratum.s3.xml import document, element
 from stratum.schema import Inode
-from stratum.turn import waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from stratum.objects import ObjectState
     from stratum.schema import BucketRow
     from stratum.transaction import InodeReader
@@ -139,9 +136,13 @@ def get_object(context: Context) -> Answer:
             start, stop, status = _extent(context, state)
             plan = objects.plan(reader, state, start, stop)
             answer = _answer(context, state, start, stop, status)
-            pieces = map(bytes, content.read_planned(volume, plan, start, stop))
-            answer.body = b"".join(pieces) if stop - start <= content.READ_BYTES else pieces
+            pieces = content.read_planned(volume, plan, start, stop)
+            if stop - start <= content.READ_BYTES:
+                answer.body = b"".join(pieces)
+            else:
+                answer.body = Stream(pieces, ExitStack())
             return answer
+    context.reader = None
     with ExitStack() as stack:
         stack.enter_context(volume.reading())
         with volume.snapshot() as reader:
@@ -149,43 +150,8 @@ def get_object(context: Context) -> Answer:
             start, stop, status = _extent(context, state)
             plan = objects.plan(reader, state, start, stop)
         answer = _answer(context, state, start, stop, status)
-        rest = content.read_planned(volume, plan, start, stop)
-        # The first piece is read before the status is sent: damage there is an error, not a broken body.
-        with waiting():
-            first = next(rest, b"")
-        if len(first) == stop - start:
-            answer.body = bytes(first)
-            return answer
-        answer.body = _Stream(first, rest, stack.pop_all())
+        answer.body = Stream(content.read_planned(volume, plan, start, stop), stack.pop_all())
     return answer
-
-
-class _Stream:
-    """A body that keeps its extents from being reclaimed until it is sent or dropped."""
-
-    def __init__(self, first: bytes | memoryview, rest: Iterator[bytes | memoryview], guard: ExitStack) -> None:
-        self._first: bytes | memoryview | None = first
-        self._rest = rest
-        self._guard = guard
-
-    def __iter__(self) -> _Stream:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return bytes(first)
-        try:
-            return bytes(next(self._rest))
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._guard.close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 _ATTRIBUTES = ("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from stratum.errors import NoSuchKey, StratumError, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3 import access
 from stratum.s3.answer import Answer, empty, xml
-from stratum.s3.body import Body
+from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
     Context,
     canned_acl,
@@ -31,22 +32,29 @@ from stratum.s3.xml import document, element, only, parse, text
 from stratum.turn import waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVar
+    from collections.abc import Awaitable, Callable
     from xml.etree.ElementTree import Element
 
     from stratum.schema import BucketRow, Inode, ObjectMetadata
     from stratum.transaction import InodeReader, MetadataTransaction
 
-    T = TypeVar("T")
-
 DELETE_KEYS_MAX = 1000
 _DELETE_BATCH = 100
 
 
+_BLOCK_BYTES = 1024 * 1024
+_BLOCK_BYTES_CROWDED = 128 * 1024
+_UPLOADS_CROWDED = 16
+_FRAMING_BYTES_MAX = 64 * 1024
+
+
 def receive(
-    context: Context, body: Body, commit: Callable[[NewContent, bytes, dict[str, str]], T], *, inline: bool = True
-) -> T:
+    context: Context,
+    body: Body,
+    commit: Callable[[NewContent, bytes, dict[str, str]], Awaitable[Answer]],
+    *,
+    inline: bool = True,
+) -> Awaitable[Answer]:
     """Take a body to where it will live, verify it, then `commit(content, md5, checksums)`; give it back on failure."""
     size = body.size
     limit = context.config.s3_object_bytes_max
@@ -58,30 +66,74 @@ def receive(
             ProposedSize=str(size),
         )
     if size is not None and size <= INLINE_BYTES_MAX and (inline or size == 0):
-        data = b"".join(body.pieces())
-        md5, sums = body.verify()
-        return commit(NewContent(len(data), inline=data), md5, sums)
-    with waiting(), context.volume.segments.writer(size) as writer:
-        for piece in body.pieces():
+        return _receive_inline(context, body, commit)
+    return _receive_extents(context, body, commit)
+
+
+async def _receive_inline(
+    context: Context, body: Body, commit: Callable[[NewContent, bytes, dict[str, str]], Awaitable[Answer]]
+) -> Answer:
+    data = b"".join(body.feed(await context.incoming.all(INLINE_BYTES_MAX + _FRAMING_BYTES_MAX)))
+    md5, sums = body.verify()
+    return await commit(NewContent(len(data), inline=data), md5, sums)
+
+
+async def _receive_extents(
+    context: Context, body: Body, commit: Callable[[NewContent, bytes, dict[str, str]], Awaitable[Answer]]
+) -> Answer:
+    """One block is hashed and written in a thread while the next one arrives."""
+    waits, limit = context.waits, context.config.s3_object_bytes_max
+    writer = context.volume.segments.writer(body.size)
+
+    def take(block: bytes) -> None:
+        for piece in body.feed(block):
             writer.write(piece)
             if writer.size > limit:
                 raise S3Error("EntityTooLarge", f"the object is larger than {limit} bytes", MaxSizeAllowed=str(limit))
+
+    def finish(block: bytes) -> tuple[NewContent, bytes, dict[str, str]]:
+        take(block)
         md5, sums = body.verify()
-        extents = writer.finish()
+        return NewContent(writer.size, extents=writer.finish()), md5, sums
+
+    waits.uploads += 1
+    taking: asyncio.Future[None] | None = None
+    try:
+        last = b""
+        async for block in context.incoming.blocks(
+            _BLOCK_BYTES if waits.uploads < _UPLOADS_CROWDED else _BLOCK_BYTES_CROWDED
+        ):
+            if last:
+                if taking is not None:
+                    await taking
+                taking = waits.in_thread(take, last)
+            last = block
+        if taking is not None:
+            await taking
+        new, md5, sums = await waits.in_thread(finish, last)
         writer.committing()
-        result = commit(NewContent(writer.size, extents=extents), md5, sums)
+        answer = await commit(new, md5, sums)
         writer.keep()
-        return result
+    except BaseException as error:
+        if taking is not None and not taking.done():
+            await asyncio.wait([taking])  # nobody may write while the bytes are given back
+        await waits.in_thread(writer.__exit__, type(error), error, error.__traceback__)
+        raise
+    else:
+        writer.close()
+        return answer
+    finally:
+        waits.uploads -= 1
 
 
 def _writable(context: Context) -> BucketRow:
-    with context.volume.snapshot() as reader:
+    with context.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.WRITE)
     return bucket
 
 
-def put_object(context: Context) -> Answer:
+def put_object(context: Context) -> Awaitable[Answer]:
     refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
@@ -91,13 +143,13 @@ def put_object(context: Context) -> Answer:
     wanted = conditions(context)
     body = Body(context.request, context.identity)
 
-    def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> tuple[Inode, ObjectMetadata]:
+    async def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> Answer:
         full = replace(metadata, checksums=sums, checksum_type="FULL_OBJECT") if sums else metadata
         request = objects.PutRequest(context.request.bucket, context.key, md5, full, conditions=wanted)
-        return context.volume.mutate(lambda tx: objects.put(tx, request, new)), full
+        inode = await context.waits.mutate(lambda tx: objects.put(tx, request, new))
+        return empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(full)})
 
-    inode, full = receive(context, body, commit)
-    return empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(full)})
+    return receive(context, body, commit)
 
 
 # -- copy -------------------------------------------------------------------------------------------------------------
@@ -198,7 +250,7 @@ def copy_object(context: Context) -> Answer:
 # -- delete -----------------------------------------------------------------------------------------------------------
 
 
-def delete_object(context: Context) -> Answer:
+def delete_object(context: Context) -> Awaitable[Answer]:
     check_key(context.key)
     version_id(context)
     _writable(context)
@@ -207,10 +259,14 @@ def delete_object(context: Context) -> Answer:
     def commit(tx: MetadataTransaction) -> None:
         objects.delete(tx, context.bucket(tx), context.key, wanted)
 
+    return _delete(context, commit, conditional=wanted.if_match is not None)
+
+
+async def _delete(context: Context, commit: Callable[[MetadataTransaction], None], *, conditional: bool) -> Answer:
     try:
-        context.volume.mutate(commit, frees=True)
+        await context.waits.mutate(commit, frees=True)
     except NoSuchKey:
-        if wanted.if_match is None:
+        if not conditional:
             raise
         raise S3Error("NoSuchKey", "the key does not exist", Key=context.key.decode("utf-8", "replace")) from None
     return empty(204)
@@ -220,7 +276,7 @@ def delete_objects(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         bucket = context.bucket(reader)
     allowed = access.may_use_bucket(bucket, context.identity, access.WRITE)
-    tree_root = parse(Body(context.request, context.identity).read_all(), "Delete")
+    tree_root = parse(read_document(context), "Delete")
     quiet = False
     entries: list[Element] = []
     for child in tree_root:

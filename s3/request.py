@@ -1,11 +1,17 @@
-"""An HTTP request as S3 reads it: bucket, key, sub-resource, headers."""
+"""An HTTP request as S3 reads it: bucket, key, sub-resource, headers.
+
+Werkzeug's request without I/O, with S3's own view of path and headers: the path as bytes, because a key is bytes, and
+header values as Latin-1, one character a byte, so that what was sent is what is signed, stored and sent back.
+"""
 
 from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
-from werkzeug.wrappers import Request
+from werkzeug.datastructures import Headers
+from werkzeug.sansio.request import Request
 
 from stratum.s3 import signatures
 from stratum.s3.errors import S3Error
@@ -17,22 +23,32 @@ _HEADERS_BYTES_MAX = 16 * 1024
 
 
 class S3Request(Request):
-    """`bucket` is "" for the service; `key` is None when the request names no object."""
+    """`bucket` is "" for the service; `key` is None when the request names no object. Built from an ASGI scope."""
 
-    def __init__(self, environ: dict[str, Any], config: Config, request_id: str) -> None:
-        super().__init__(environ)
+    def __init__(self, scope: dict[str, Any], config: Config, request_id: str) -> None:
+        raw: bytes = scope["raw_path"] or b"/"
+        query: bytes = scope["query_string"]
+        super().__init__(scope["method"], scope["scheme"], None, "", scope["path"], query, _NO_HEADERS, None)
+        del self.headers  # made on demand, below
         self.config = config
         self.request_id = request_id
-        self.raw_path: bytes = environ["PATH_INFO"].encode("latin-1") or b"/"
-        self.raw_query: str = environ.get("QUERY_STRING", "")
-        self.host_name: str = environ.get("HTTP_HOST", "")
-        self.signed_names: dict[str, str] = {}
-        """Header names as they were signed: WSGI cannot tell "_" from "-"."""
+        self.raw_path = unquote_to_bytes(raw) if b"%" in raw else raw
+        self.raw_query = query.decode("latin-1")
+        self.fields: dict[str, str] = {}
+        """Lower-case header names to values; one that came several times is joined with commas."""
+        fields = self.fields
+        size = 0
+        for name_raw, value_raw in scope["headers"]:
+            name, value = name_raw.decode("latin-1"), value_raw.decode("latin-1")
+            size += len(name) + len(value)
+            fields[name] = f"{fields[name]},{value}" if name in fields else value
+        if size > _HEADERS_BYTES_MAX:
+            raise S3Error("RequestHeaderSectionTooLarge", "the request headers are larger than 16 KiB")
         self.bucket, self.key = self._split()
 
     def _split(self) -> tuple[str, bytes | None]:
         path = self.raw_path[1:]
-        bucket_of_host = self._bucket_of_host()
+        bucket_of_host = self._bucket_of_host() if self.config.s3_domain else ""
         if bucket_of_host:
             return bucket_of_host, path or None
         bucket, slash, key = path.partition(b"/")
@@ -44,12 +60,14 @@ class S3Request(Request):
 
     def _bucket_of_host(self) -> str:
         domain = self.config.s3_domain
-        if not domain:
-            return ""
-        host = self.host_name.lower()
+        host = self.fields.get("host", "").lower()
         if ":" in host and not host.endswith("]"):
             host = host.rpartition(":")[0]
         return host[: -len(domain) - 1] if host.endswith("." + domain.lower()) else ""
+
+    @cached_property
+    def headers(self) -> Headers:  # type: ignore[override]  # Werkzeug's is an attribute
+        return Headers(list(self.fields.items()))
 
     @cached_property
     def pairs(self) -> list[tuple[bytes, bytes]]:
@@ -68,32 +86,21 @@ class S3Request(Request):
 
     def header(self, name: str) -> str | None:
         """By lower-case name."""
-        if name in {"content-type", "content-length"}:
-            value = self.environ.get(name.upper().replace("-", "_"))
-            if value is not None:
-                return str(value)
-        value = self.environ.get("HTTP_" + name.upper().replace("-", "_"))
-        return None if value is None else str(value)
-
-    @cached_property
-    def all_headers(self) -> dict[str, str]:
-        """Lower-case names to values. Raises `S3Error` when they are too many bytes."""
-        found = {
-            key[5:].replace("_", "-").lower(): str(value)
-            for key, value in self.environ.items()
-            if key.startswith("HTTP_")
-        }
-        for name in ("content-type", "content-length"):
-            value = self.environ.get(name.upper().replace("-", "_"))
-            if value:
-                found[name] = str(value)
-        if sum(len(name) + len(value) for name, value in found.items()) > _HEADERS_BYTES_MAX:
-            raise S3Error("RequestHeaderSectionTooLarge", "the request headers are larger than 16 KiB")
-        return found
+        return self.fields.get(name)
 
     @property
     def resource(self) -> str:
         return self.raw_path.decode("utf-8", "replace")
+
+    @property
+    def length(self) -> int:
+        """Content-Length; -1 when there is none."""
+        text = self.fields.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() else -1
+
+    @property
+    def has_body(self) -> bool:
+        return self.fields.get("content-length", "0") != "0" or "transfer-encoding" in self.fields
 
     def integer(self, name: str, default: int, low: int, high: int | None = None) -> int:
         """A query parameter as a number, clamped to `high`. Raises `S3Error` InvalidArgument."""
@@ -108,3 +115,6 @@ class S3Request(Request):
                 ArgumentValue=text,
             )
         return int(text) if high is None else min(int(text), high)
+
+
+_NO_HEADERS = Headers()

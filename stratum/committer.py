@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from stratum.errors import NoSpace, SessionDead, StorageFailed, StratumError
@@ -22,6 +23,7 @@ from stratum.turn import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from stratum.kv.contract import Store
 
@@ -85,6 +87,8 @@ class Committer:
         may_grow: Callable[[], bool],
         release_reserve: Callable[[], bool],
     ) -> None:
+        self.undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Entered while mutations run, for a process whose other threads can be asked to hold still meanwhile."""
         self._store = store
         self._session = session
         self._new_id = new_id
@@ -96,6 +100,7 @@ class Committer:
         self.batches = 0
         self.mutations = 0
         self._stopping = False
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
@@ -118,27 +123,30 @@ class Committer:
             if first is None:
                 return
             batch = [first]
-            ending = False
-            while len(batch) < BATCH_MUTATIONS_MAX:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    ending = True
-                    break
-                batch.append(more)
             try:
-                self._commit(batch)
+                self._commit(batch, more=True)
             except BaseException as error:  # noqa: BLE001  a dead committer would leave every caller waiting for ever
                 self.failed = StorageFailed(
                     f"the committer failed ({type(error).__name__}: {error}); restart this process"
                 )
                 self._fail([mutation for mutation in batch if not mutation.finished], self.failed)
-            if ending:
+            if self._ending:
                 return
 
-    def _commit(self, batch: list[Mutation[Any]]) -> None:
+    def _gather(self, batch: list[Mutation[Any]]) -> None:
+        """Add what is queued. Mutations that wait for the store's lock meanwhile make the batch larger."""
+        while len(batch) < BATCH_MUTATIONS_MAX:
+            try:
+                mutation = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if mutation is None:
+                self._ending = True
+                return
+            batch.append(mutation)
+
+    def _commit(self, batch: list[Mutation[Any]], *, more: bool = False) -> None:
+        """`more`: the batch may grow by what is queued when the transaction begins."""
         if self.failed is not None:
             self._fail(batch, self.failed)
             return
@@ -146,10 +154,11 @@ class Committer:
             refused = [mutation for mutation in batch if not mutation.frees]
             self._fail(refused, NoSpace("the disk is full down to the reserve; delete something, then try again"))
             batch = [mutation for mutation in batch if mutation.frees]
+            more = False
         if not batch:
             return
         try:
-            logged, transaction_id = self._attempt(batch)
+            logged, transaction_id = self._attempt(batch, more=more)
         except (StorageFailed, SessionDead) as error:
             self.failed = error
             self._fail(batch, error)
@@ -181,9 +190,11 @@ class Committer:
             for mutation in batch:
                 mutation.finish()
 
-    def _attempt(self, batch: list[Mutation[Any]]) -> tuple[bool, int]:
+    def _attempt(self, batch: list[Mutation[Any]], *, more: bool) -> tuple[bool, int]:
         with self._store.transact() as kv:
-            with turn:
+            with self.undisturbed(), turn:
+                if more:
+                    self._gather(batch)
                 tx = MetadataTransaction(kv, self._session, self._new_id)
                 for mutation in batch:
                     before = tx.writes

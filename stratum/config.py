@@ -44,7 +44,12 @@ SETTINGS = (
     Setting("metadata", "readers_max", 1024, "reader slots of the metadata store: processes x threads, and slack"),
     Setting("s3", "listen", "127.0.0.1:0", "address of the S3 endpoint; init chooses a free port"),
     Setting("s3", "workers", 2, "worker processes"),
-    Setting("s3", "threads", 8, "requests served at once by a worker"),
+    Setting(
+        "s3", "threads", 8, "threads of a worker, for disks and for everything that does not wait in its event loop"
+    ),
+    Setting(
+        "s3", "idle_s_max", 60.0, "how long a client may neither send what it announced nor read what it asked for"
+    ),
     Setting("s3", "region", "us-east-1", "region named in signatures and by GetBucketLocation"),
     Setting("s3", "domain", "", "virtual-host style: BUCKET.domain is that bucket; empty switches it off"),
     Setting("s3", "signature_v2", True, "accept SigV2, which boto3 still presigns with by default"),
@@ -75,6 +80,7 @@ class Config:
     s3_listen: str
     s3_workers: int
     s3_threads: int
+    s3_idle_s_max: float
     s3_region: str
     s3_domain: str
     s3_signature_v2: bool

@@ -1,0 +1,76 @@
+"""A request's body as the server hands it out: chunks, an end, a client that went away, a client that fell silent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from stratum.s3.errors import S3Error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+DRAIN_BYTES_MAX = 8 * 1024 * 1024
+
+
+class Incoming:
+    """`receive` is ASGI's. `idle_s_max` is how long a client may send nothing. Bytes are those of the wire."""
+
+    def __init__(self, receive: Callable[[], Awaitable[dict[str, Any]]], idle_s_max: float) -> None:
+        self._receive = receive
+        self.length = -1
+        """What Content-Length says; the end is known without asking for it, which saves a round trip to the server."""
+        self._count = 0
+        self._idle_s_max = idle_s_max
+        self.ended = False
+
+    async def blocks(self, block_bytes: int) -> AsyncIterator[bytes]:
+        """The rest of the body in pieces of at least `block_bytes`, but for the last. Nothing for an empty body.
+
+        Raises `S3Error` IncompleteBody when the client went away, RequestTimeout when it stopped sending.
+        """
+        loop = asyncio.get_running_loop()
+        gathered: list[bytes] = []
+        size = 0
+        while not self.ended:
+            try:
+                async with asyncio.timeout(self._idle_s_max) as deadline:
+                    while not self.ended and size < block_bytes:
+                        message = await self._receive()
+                        if message["type"] != "http.request":
+                            self.ended = True
+                            raise S3Error("IncompleteBody", "the client went away in the middle of the body")
+                        chunk: bytes = message.get("body", b"")
+                        gathered.append(chunk)
+                        size += len(chunk)
+                        self._count += len(chunk)
+                        self.ended = self._count == self.length or not message.get("more_body", False)
+                        deadline.reschedule(loop.time() + self._idle_s_max)
+            except TimeoutError:
+                self.ended = True  # what is left of it is not worth reading
+                raise S3Error(
+                    "RequestTimeout", f"nothing of the body came for {self._idle_s_max:g} seconds; send it again"
+                ) from None
+            if size:
+                yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            gathered, size = [], 0
+
+    async def all(self, bytes_max: int) -> bytes:
+        """The whole body. Raises `S3Error` as `blocks` does, and MaxMessageLengthExceeded."""
+        data = b""
+        async for block in self.blocks(bytes_max + 1):
+            data = data + block if data else block
+            if len(data) > bytes_max:
+                raise S3Error("MaxMessageLengthExceeded", f"the body is longer than {bytes_max} bytes")
+        return data
+
+    async def drain(self, content_length: str) -> None:
+        """Read a little of a refused body, so that the client sees the answer instead of a reset."""
+        if self.ended or not content_length.isdigit() or int(content_length) > DRAIN_BYTES_MAX:
+            return
+        try:
+            async with asyncio.timeout(5.0):
+                async for _ in self.blocks(65536):
+                    pass
+        except (S3Error, TimeoutError):
+            return

@@ -1,0 +1,47 @@
+"""One S3 worker process: `python -m stratum.s3.worker VOLUME DESCRIPTOR`, started by `server` with the listening socket."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from stratum import log as logs
+from stratum.config import load
+from stratum.processes import die_with_parent
+from stratum.s3.app import Application
+from stratum.s3.connection import Connection
+from stratum.volume import Volume
+
+KEEP_ALIVE_S = 75
+DRAIN_S_MAX = 10
+CONNECTIONS_MAX = 2048
+
+
+def main() -> None:
+    die_with_parent()
+    root, listener = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
+    config = load(root)
+    logs.set_up(config.log_format, config.log_level)
+    # What it would say we say ourselves: one line a request, and a line for each that breaks.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    # uvicorn raises the signals it caught again when it has shut down; the volume must be closed before the process ends.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Volume(root, "s3") as volume:
+        tls = bool(config.s3_tls_certificate)
+        settings = uvicorn.Config(
+            Application(volume), http=Connection, loop="uvloop", lifespan="off", ws="none", log_config=None, access_log=False,
+            proxy_headers=False, server_header=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S_MAX,
+            limit_concurrency=CONNECTIONS_MAX, ssl_certfile=root / config.s3_tls_certificate if tls else None,
+            ssl_keyfile=root / config.s3_tls_key if tls else None,
+        )  # fmt: skip
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
