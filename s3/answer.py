@@ -23,7 +23,7 @@ class Stream:
     def __init__(self, pieces: Iterator[bytes | memoryview], guard: ExitStack) -> None:
         self._pieces = pieces
         self._guard = guard
-        self.first = b""
+        self.first: bytes | memoryview = b""
 
     def begin(self) -> None:
         """Read the first piece. Raises `DataDamaged`; then the stream is closed."""
@@ -33,8 +33,8 @@ class Stream:
             self.close()
             raise
 
-    def read(self) -> bytes:
-        return bytes(next(self._pieces, b""))
+    def read(self) -> bytes | memoryview:
+        return next(self._pieces, b"")
 
     def close(self) -> None:
         self._guard.close()

@@ -261,14 +261,15 @@ class Application:
             watcher.cancel()
             body.close()
 
-    async def _send_piece(self, piece: bytes, send: Send, watcher: asyncio.Task[None]) -> None:
+    async def _send_piece(self, piece: bytes | memoryview, send: Send, watcher: asyncio.Task[None]) -> None:
         """Raises `ClientGone` when nobody reads."""
-        for at in range(0, len(piece), _SEND_BYTES):
+        view = memoryview(piece)
+        for at in range(0, len(view), _SEND_BYTES):
             if watcher.done():
                 raise ClientGone("the client went away")
             try:
                 async with asyncio.timeout(self._idle_s_max):
-                    await send({"type": "http.response.body", "body": piece[at : at + _SEND_BYTES], "more_body": True})
+                    await send({"type": "http.response.body", "body": view[at : at + _SEND_BYTES], "more_body": True})
             except TimeoutError:
                 raise ClientGone(f"the client read nothing for {self._idle_s_max:g} seconds") from None
 

@@ -17,23 +17,21 @@ from stratum.s3.xml import document, element, escape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stratum.listing import Page
-    from stratum.schema import BucketRow, Inode
+    from stratum.listing import Listed, Page
+    from stratum.schema import BucketRow
     from stratum.transaction import InodeReader
 
 _PLAIN = re.compile(rb"[^&<>\"\x00-\x1f\x7f]*")
-_iso: dict[int, str] = {}
+_URL_SAFE = re.compile(rb"[A-Za-z0-9/_.~*()!'-]*")
+_seconds: dict[int, str] = {}
 
 
-def _iso_date(moment_ns: int) -> str:
-    """Like `iso_date`, remembering the part up to the second."""
-    second = moment_ns // 1_000_000_000
-    head = _iso.get(second)
-    if head is None:
-        if len(_iso) > 8192:
-            _iso.clear()
-        head = _iso[second] = iso_date(second * 1_000_000_000)[:-4]
-    return f"{head}{moment_ns // 1_000_000 % 1000:03d}Z"
+def _second(second: int) -> str:
+    """The ISO date of a second up to its fraction; many objects have the same."""
+    if len(_seconds) > 8192:
+        _seconds.clear()
+    found = _seconds[second] = iso_date(second * 1_000_000_000)[:-4]
+    return found
 
 
 def _escaped(value: bytes) -> str:
@@ -49,18 +47,26 @@ def _encoder(context: Context) -> Callable[[bytes], str]:
     return url_encoded
 
 
-def _contents(objects: list[tuple[bytes, Inode]], encode: Callable[[bytes], str], owner: str) -> str:
+_MILLISECONDS = [f'{number:03d}Z</LastModified><ETag>"' for number in range(1000)]
+
+
+def _contents(objects: list[Listed], encode: Callable[[bytes], str], owner: str, tag: str = "Contents") -> str:
     """The hot loop of listing: one format a key, and one check for the whole page whether anything needs escaping."""
-    if encode is _escaped and _PLAIN.fullmatch(b"".join([key for key, _ in objects])):
+    needs_nothing = _PLAIN if encode is _escaped else _URL_SAFE
+    if needs_nothing.fullmatch(b"".join([row[0] for row in objects])):
         encode = bytes.decode
-    tail = f"</Size>{owner}<StorageClass>STANDARD</StorageClass></Contents>"
-    return "".join(
-        [
-            f"<Contents><Key>{encode(key)}</Key><LastModified>{_iso_date(inode.mtime_ns)}</LastModified>"
-            f"<ETag>&quot;{inode.etag_text}&quot;</ETag><Size>{inode.size}{tail}"
-            for key, inode in objects
-        ]
-    )
+    head = f"<{tag}><Key>"
+    version = "<VersionId>null</VersionId><IsLatest>true</IsLatest>" if tag == "Version" else ""
+    middle = f"</Key>{version}<LastModified>"
+    tail = f"</Size>{owner}<StorageClass>STANDARD</StorageClass></{tag}>"
+    seconds, milliseconds = _seconds, _MILLISECONDS
+    lines: list[str] = []
+    add = lines.append
+    for key, size, mtime_ns, etag in objects:
+        second, rest = divmod(mtime_ns, 1_000_000_000)
+        moment = seconds.get(second) or _second(second)
+        add(f'{head}{encode(key)}{middle}{moment}{milliseconds[rest // 1_000_000]}{etag}"</ETag><Size>{size}{tail}')
+    return "".join(lines)
 
 
 def _prefixes(page: Page, encode: Callable[[bytes], str]) -> str:
@@ -128,7 +134,8 @@ def list_objects_v2(context: Context) -> Answer:
     with context.snapshot() as reader:
         bucket = _bucket(context, reader)
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=after, limit=count_max)
-        owner = owner_element(context, reader, bucket.owner) if query.get("fetch-owner") == "true" else ""
+        # Without a DisplayName, which Amazon S3 no longer sends; version 1 of the call keeps it for what was written against it.
+        owner = f"<Owner>{element('ID', bucket.owner)}</Owner>" if query.get("fetch-owner") == "true" else ""
     return xml(
         document(
             "ListBucketResult", element("Name", context.request.bucket), f"<Prefix>{encode(prefix)}</Prefix>",
@@ -150,11 +157,7 @@ def list_versions(context: Context) -> Answer:
         bucket = _bucket(context, reader)
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=marker, limit=count_max)
         owner = owner_element(context, reader, bucket.owner)
-    versions = "".join(
-        f"<Version><Key>{encode(key)}</Key><VersionId>null</VersionId><IsLatest>true</IsLatest><LastModified>{_iso_date(inode.mtime_ns)}</LastModified>"
-        f"<ETag>&quot;{inode.etag_text}&quot;</ETag><Size>{inode.size}</Size>{owner}<StorageClass>STANDARD</StorageClass></Version>"
-        for key, inode in page.objects
-    )
+    versions = _contents(page.objects, encode, owner, "Version")
     following = (
         f"<NextKeyMarker>{encode(page.last)}</NextKeyMarker><NextVersionIdMarker>null</NextVersionIdMarker>"
         if page.truncated

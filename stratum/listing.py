@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stratum import content, longkeys
 from stratum.kv.contract import prefix_end
-from stratum.schema import Inode, Kind, key_u64, pack_u64
+from stratum.schema import LISTED_STRUCT, Inode, etag_text, key_u64, pack_u64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,18 +19,24 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader
 
 
+Listed = tuple[bytes, int, int, str]
+"""Key, size in bytes, mtime in ns, ETag without quotes."""
+
+
 @dataclass(slots=True)
 class Page:
     """`objects` and `prefixes` together are at most the limit; `last` resumes behind the last one."""
 
-    objects: list[tuple[bytes, Inode]] = field(default_factory=list)
+    objects: list[Listed] = field(default_factory=list)
     prefixes: list[bytes] = field(default_factory=list)
     truncated: bool = False
     last: bytes = b""
 
 
 Row = tuple[bytes, bytes]
-"""A key and the inode number of its object, eight bytes big-endian."""
+"""A key and the dentry of its object; what counts are the first eight bytes, the inode's number."""
+_Step = list[Row] | tuple[int, bytes]
+"""A batch of rows, or a directory to enter: its inode and path."""
 BATCH_ROWS = 256
 
 
@@ -99,16 +105,20 @@ def _take(
     return None
 
 
-def _load(reader: InodeReader, rows: list[Row]) -> list[tuple[bytes, Inode]]:
-    stored = reader.get_many([b"I" + number for _, number in rows])
-    found = []
-    for key, number in rows:
-        raw = stored.get(b"I" + number)
-        if raw is not None:
-            inode = Inode.unpack(int.from_bytes(number, "big"), raw)
-            if inode.kind == Kind.DIRECTORY:
-                inode.size, inode.etag, inode.etag_parts = 0, content.EMPTY_MD5, 0
-            found.append((key, inode))
+def _load(reader: InodeReader, rows: list[Row]) -> list[Listed]:
+    keys = [b"I" + raw[:8] for _, raw in rows]
+    stored = reader.get_many(keys)
+    found: list[Listed] = []
+    unpack = LISTED_STRUCT.unpack_from
+    for (key, _), number in zip(rows, keys, strict=True):
+        raw = stored.get(number)
+        if raw is None:
+            continue
+        kind, parts, size, mtime_ns, version, etag = unpack(raw)
+        if kind != 1:  # a directory shown as its own, empty object
+            size, etag, parts = 0, content.EMPTY_MD5, 0
+        text = etag.hex() if parts == 0 else etag_text(int.from_bytes(number[1:], "big"), version, etag, parts)
+        found.append((key, size, mtime_ns, text))
     return found
 
 
@@ -127,9 +137,19 @@ class _Walker:
         self._batch_rows = min(limit + 1, BATCH_ROWS)
 
     def walk(self, start: bytes) -> Iterator[list[Row]]:
-        return self._directory(self._bucket.inode, b"", start, top=True)
+        # A stack of our own: a key may have a thousand directories.
+        stack = [self._directory(self._bucket.inode, b"", start, top=True)]
+        while stack:
+            for step in stack[-1]:
+                if isinstance(step, list):
+                    yield step
+                else:
+                    stack.append(self._directory(*step, start))
+                    break
+            else:
+                stack.pop()
 
-    def _directory(self, number: int, path: bytes, start: bytes, *, top: bool = False) -> Iterator[list[Row]]:
+    def _directory(self, number: int, path: bytes, start: bytes, *, top: bool = False) -> Iterator[_Step]:
         prefix = self._prefix
         inside = prefix[len(path) :] if prefix.startswith(path) else b""
         if not top and not inside and path >= start:
@@ -148,12 +168,31 @@ class _Walker:
             return
         slash = inside.find(b"/")
         wanted = inside if slash < 0 else inside[: slash + 1]
+        while True:
+            # Pages of plain files are taken whole; whatever is not that simple goes row by row.
+            rows = longkeys.page(self._reader.kv, b"D", number, first, wanted, self._batch_rows)
+            if rows is None or slash >= 0:
+                break
+            batch = [(path + entry, raw) for entry, raw in rows if raw[8] == 1]  # 1: Kind.FILE
+            if len(batch) != len(rows):
+                break
+            if batch:
+                yield batch
+            if len(rows) < self._batch_rows:
+                return
+            first = rows[-1][0] + b"\0"
+        yield from self._rows(number, path, start, first, wanted, files=slash < 0)
+
+    def _rows(
+        self, number: int, path: bytes, start: bytes, first: bytes, wanted: bytes, *, files: bool
+    ) -> Iterator[_Step]:
+        prefix = self._prefix
         batch: list[Row] = []
         for entry, raw in longkeys.scan(self._reader.kv, b"D", number, first, wanted):
             kind = raw[8]
-            if kind == 1:  # Kind.FILE; the enum's lookup costs as much as the rest of the line
-                if slash < 0:
-                    batch.append((path + entry, raw[:8]))
+            if kind == 1:
+                if files:
+                    batch.append((path + entry, raw))
                     if len(batch) >= self._batch_rows:
                         yield batch
                         batch = []
@@ -165,9 +204,9 @@ class _Walker:
                 child = int.from_bytes(raw[:8], "big")
                 if self._collapse and len(full) > len(prefix):
                     if full >= start and self._inode(child).is_live:
-                        yield [(full, raw[:8])]
+                        yield [(full, raw)]
                 else:
-                    yield from self._directory(child, full, start)
+                    yield child, full
         if batch:
             yield batch
 

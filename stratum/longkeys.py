@@ -91,5 +91,17 @@ def scan(
             yield piece + rest, rest_value
 
 
+def page(
+    snapshot: Snapshot, table: bytes, node: int, start: bytes, prefix: bytes, limit: int
+) -> list[tuple[bytes, bytes]] | None:
+    """The first `limit` (string, value) of `scan`, fast; None if long strings are among them: then `scan` it is."""
+    if len(start) > PIECE_BYTES or len(prefix) > PIECE_BYTES:
+        return None
+    head = table + pack_u64(node)
+    rows = snapshot.first_rows(head + max(start, prefix), prefix_end(head + prefix), limit)
+    found = [(key[HEAD_BYTES:], value) for key, value in rows if len(key) != _CONTINUATION_BYTES]
+    return found if len(found) == len(rows) else None
+
+
 def is_continuation(key: bytes) -> bool:
     return len(key) == _CONTINUATION_BYTES

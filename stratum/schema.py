@@ -183,12 +183,19 @@ class Inode:
     @property
     def etag_text(self) -> str:
         """The ETag without quotes: MD5 hex, `md5-N` after parts, or the version-counter form after mount writes."""
-        if self.etag_parts == 0:
-            return self.etag.hex()
-        if self.etag_parts == ETAG_PARTS_VERSIONED:
-            return f"{self.number:016x}{self.version:016x}-1"
-        return f"{self.etag.hex()}-{self.etag_parts}"
+        return etag_text(self.number, self.version, self.etag, self.etag_parts)
 
+
+def etag_text(number: int, version: int, etag: bytes, parts: int) -> str:
+    if parts == 0:
+        return etag.hex()
+    if parts == ETAG_PARTS_VERSIONED:
+        return f"{number:016x}{version:016x}-1"
+    return f"{etag.hex()}-{parts}"
+
+
+LISTED_STRUCT = struct.Struct(">BxH24xQ8xq8xQ16s")
+"""Of a packed inode what a listing shows: kind, etag_parts, size, mtime_ns, version, etag."""
 
 _SLICE = struct.Struct(">QQQ")
 

@@ -51,6 +51,9 @@ class InodeReader:
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         return self.kv.scan(start, stop)
 
+    def first_rows(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return self.kv.first_rows(start, stop, limit)
+
     def scan_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         return self.kv.scan(prefix, prefix_end(prefix))
 

@@ -89,9 +89,13 @@ def change_liveness(tx: MetadataTransaction, directory: Inode, change: Callable[
     before = directory.is_live
     change(directory)
     tx.dirty(directory)
-    if directory.is_live != before and directory.parent:
+    # A loop: a key may have a thousand directories.
+    while directory.is_live != before and directory.parent:
         delta = 1 if directory.is_live else -1
-        change_liveness(tx, tx.inode(directory.parent), lambda parent: add_live(parent, delta))
+        directory = tx.inode(directory.parent)
+        before = directory.is_live
+        add_live(directory, delta)
+        tx.dirty(directory)
 
 
 def add_live(directory: Inode, delta: int) -> None:

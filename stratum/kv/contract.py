@@ -30,6 +30,9 @@ class Snapshot(Protocol):
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, ascending. The map must not change while it runs."""
 
+    def first_rows(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """The first `limit` rows of `scan`, at once: a third of the cost of a row."""
+
     def last_before(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         """The greatest row with start <= key < stop."""
 

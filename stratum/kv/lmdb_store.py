@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import errno
 import os
+from bisect import bisect_left
 from contextlib import contextmanager
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -47,6 +50,15 @@ class LmdbSnapshot:
             if row[0] >= stop:
                 return
             yield row
+
+    def first_rows(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        cursor = self._txn.cursor()
+        if not cursor.set_range(start):
+            return []
+        rows = list(islice(cast("Iterator[tuple[bytes, bytes]]", cursor.iternext()), limit))
+        if rows and rows[-1][0] >= stop:
+            del rows[bisect_left(rows, stop, key=itemgetter(0)) :]
+        return rows
 
     def last_before(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         cursor = self._txn.cursor()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from stratum.errors import StratumError
@@ -29,6 +30,9 @@ class MemorySnapshot:
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key in self.order[bisect_left(self.order, start) : bisect_left(self.order, stop)]:
             yield key, self.rows[key]
+
+    def first_rows(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return list(islice(self.scan(start, stop), limit))
 
     def last_before(self, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
         at = bisect_left(self.order, stop) - 1

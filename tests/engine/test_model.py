@@ -223,7 +223,7 @@ class TwoFaces(RuleBasedStateMachine):
     def s3_lists_the_model(self) -> None:
         with self.volume.snapshot() as reader:
             page = listing.list_page(reader, buckets.get(reader, BUCKET))
-        listed = [key.decode() for key, _ in page.objects]
+        listed = [key.decode() for key, *_ in page.objects]
         folders = [name + "/" for name in self.folders if not self.is_folder_with_content(name)]
         assert listed == sorted([*self.keys, *folders], key=str.encode)
 

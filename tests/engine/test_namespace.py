@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HOSTILE = [
     "a", "a/b", "a//b", "a/./b", "/x", "//", "./y", "../z", "d/", "d//", "é", "\x01", "a!", "a/", "a0", "L" * 399, "L" * 400, "L" * 401, "L" * 400 + "/x",
-    "L" * 1024, "z/" * 512, "q/" + "c" * 300, " ", "%2e%2e/", "...", "tab\t", "new\nline",
+    "L" * 1024, "z/" * 512, "/" * 1024, "q/" + "c" * 300, " ", "%2e%2e/", "...", "tab\t", "new\nline",
 ]  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def list_all(
             page = listing.list_page(
                 reader, buckets.get(reader, BUCKET), prefix=prefix, delimiter=delimiter, after=after, limit=limit
             )
-        keys += [key for key, _ in page.objects]
+        keys += [key for key, *_ in page.objects]
         prefixes += page.prefixes
         assert len(page.objects) + len(page.prefixes) <= limit
         if not page.truncated:
