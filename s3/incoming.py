@@ -23,6 +23,7 @@ class Incoming:
         self._count = 0
         self._idle_s_max = idle_s_max
         self.ended = False
+        self._given_up = False
 
     async def blocks(self, block_bytes: int) -> AsyncIterator[bytes]:
         """The rest of the body in pieces of at least `block_bytes`, but for the last. Nothing for an empty body.
@@ -38,7 +39,7 @@ class Incoming:
                     while not self.ended and size < block_bytes:
                         message = await self._receive()
                         if message["type"] != "http.request":
-                            self.ended = True
+                            self._given_up = True
                             raise S3Error("IncompleteBody", "the client went away in the middle of the body")
                         chunk: bytes = message.get("body", b"")
                         gathered.append(chunk)
@@ -47,7 +48,7 @@ class Incoming:
                         self.ended = self._count == self.length or not message.get("more_body", False)
                         deadline.reschedule(loop.time() + self._idle_s_max)
             except TimeoutError:
-                self.ended = True  # what is left of it is not worth reading
+                self._given_up = True
                 raise S3Error(
                     "RequestTimeout", f"nothing of the body came for {self._idle_s_max:g} seconds; send it again"
                 ) from None
@@ -66,7 +67,7 @@ class Incoming:
 
     async def drain(self, content_length: str) -> None:
         """Read a little of a refused body, so that the client sees the answer instead of a reset."""
-        if self.ended or not content_length.isdigit() or int(content_length) > DRAIN_BYTES_MAX:
+        if self.ended or self._given_up or not content_length.isdigit() or int(content_length) > DRAIN_BYTES_MAX:
             return
         try:
             async with asyncio.timeout(5.0):

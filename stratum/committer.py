@@ -192,7 +192,7 @@ class Committer:
 
     def _attempt(self, batch: list[Mutation[Any]], *, more: bool) -> tuple[bool, int]:
         with self._store.transact() as kv:
-            with self.undisturbed(), turn:
+            with turn, self.undisturbed():
                 if more:
                     self._gather(batch)
                 tx = MetadataTransaction(kv, self._session, self._new_id)

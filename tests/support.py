@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,13 @@ class Server:
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         finally:
             connection.close()
+
+    def wait_for_log(self, pattern: bytes, *, times: int, seconds: float = 20.0) -> None:
+        """Until the log has that many lines with the pattern."""
+        deadline = time.monotonic() + seconds
+        while len(re.findall(pattern, self.log.read_bytes())) < times:
+            assert time.monotonic() < deadline, f"no {times} lines with {pattern!r} in the log"
+            time.sleep(0.05)
 
     def errors(self) -> list[str]:
         """Log lines nobody should see."""
