@@ -1,6 +1,6 @@
 # make run      install, make a demo volume if there is none, serve it
 # make check    install, then format, lint, types, tests, package build: the one word before a commit
-# Slow suites:  make soak, make bench, make compliance S3TESTS=... PJDFSTEST=...
+# Slow suites:  make soak, make bench, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
 
 SHELL := /bin/bash
 VENV := .venv
@@ -54,7 +54,7 @@ bench: install
 	$(PYTHON) bench/run.py $(if $(RIVALS),--rivals $(RIVALS),)
 
 compliance: install
-	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),)
+	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),) $(if $(PJDFSTEST_CRATE),--pjdfstest-crate $(PJDFSTEST_CRATE),)
 
 clean:
 	rm -rf $(VENV) dist build var .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -137,6 +137,42 @@ def run_pjdfstest(checkout: Path) -> dict[str, str]:
             server.stop()
 
 
+_PJDFSTEST_SETTINGS = """
+[features]
+posix_fallocate = {}
+utime_now = {}
+utimensat = {}
+[settings]
+naptime = 0.01
+allow_remount = false
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+"""
+
+
+def run_pjdfstest_crate(program: Path) -> dict[str, str]:
+    """Case name to passed, failed or skipped, of the suite's Rust edition (`cargo install pjdfstest`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the suite's other users walk through it
+        settings = Path(folder) / "pjdfstest.toml"
+        settings.write_text(_PJDFSTEST_SETTINGS)
+        server = Server(Path(folder), mount=True).start()
+        assert server.mount is not None
+        try:
+            stratum("bucket", "create", server.root, "compliance")
+            bucket = server.mount / "compliance"
+            bucket.chmod(0o777)
+            words = [str(program), "-c", str(settings), "-p", str(bucket)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            outcomes = {"ok": "passed", "FAILED": "failed", "skipped": "skipped"}
+            return {
+                found.group(1): outcomes[found.group(2)]
+                for found in re.finditer(r"^(\S+::\S+)\s+(ok|FAILED|skipped)", done.stdout, re.MULTILINE)
+            }
+        finally:
+            server.stop()
+
+
 def compare(name: str, results: dict[str, str], *, record: bool) -> bool:
     """True if the results are what the baseline says; prints one summary line."""
     path = HERE / f"baseline_{name}.json"
@@ -163,16 +199,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--s3tests", type=Path, help="a checkout of ceph/s3-tests")
     parser.add_argument("--pjdfstest", type=Path, help="a built checkout of pjd/pjdfstest")
+    parser.add_argument("--pjdfstest-crate", type=Path, help="the program that `cargo install pjdfstest` makes")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
-    if not options.s3tests and not options.pjdfstest:
-        parser.error("name at least one checkout: make compliance S3TESTS=... PJDFSTEST=...")
+    if not (options.s3tests or options.pjdfstest or options.pjdfstest_crate):
+        parser.error("name at least one suite: make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...")
     good = True
     if options.s3tests:
         good &= compare("s3tests_http", run_s3tests(options.s3tests, secure=False), record=options.record)
         good &= compare("s3tests_https", run_s3tests(options.s3tests, secure=True), record=options.record)
     if options.pjdfstest:
         good &= compare("pjdfstest", run_pjdfstest(options.pjdfstest), record=options.record)
+    if options.pjdfstest_crate:
+        good &= compare("pjdfstest_crate", run_pjdfstest_crate(options.pjdfstest_crate), record=options.record)
     return 0 if good else 1
 
 
