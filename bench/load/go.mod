@@ -1,0 +1,3 @@
+module stratum/bench/load
+
+go 1.21
