@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import shutil
 import socket
 import stat
 import subprocess
@@ -19,30 +18,9 @@ from tests.s3.test_objects import refused
 from tests.support import stratum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support import Server
 
 BIG = os.urandom(9_000_000)
-
-
-@pytest.fixture
-def s3(mounted: Server) -> Any:
-    return mounted.client()
-
-
-@pytest.fixture
-def home(mounted: Server) -> Iterator[Path]:
-    """A bucket as a directory."""
-    assert mounted.mount is not None
-    path = mounted.mount / f"m-{uuid.uuid4().hex[:10]}"
-    path.mkdir()
-    yield path
-    client = mounted.client()
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=path.name):
-        for item in page.get("Contents", []):
-            client.delete_object(Bucket=path.name, Key=item["Key"])
-    shutil.rmtree(path)
 
 
 def keys(s3: Any, home: Path) -> list[str]:
