@@ -55,26 +55,31 @@ def remove_stale(mountpoint: Path) -> None:
 
 
 def check_alone(reader: InodeReader) -> None:
-    """Raises `Busy`."""
+    """Raises `Busy` if there is a writable mount."""
     for _, raw in reader.scan(*prefix_range(b"T")):
-        raise Busy(
-            f"the volume is mounted already at {unpack_json(raw)['mountpoint']}; one mount of a volume at a time: unmount that one first"
-        )
+        row = unpack_json(raw)
+        if not row["read_only"]:
+            raise Busy(
+                f"the volume is mounted for writing at {row['mountpoint']}; unmount that one first, or mount with --read-only"
+            )
 
 
-def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None]) -> None:
-    """Mount and serve until SIGTERM, SIGINT or umount.
+def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], read_only: bool = False) -> None:
+    """Mount and serve until SIGTERM, SIGINT or umount. Any number of read-only mounts stand beside a writable one.
 
-    Raises `UnfinishedMount`, or `Busy` if the volume is mounted already: two writable mounts would wait for each other's
-    acknowledgement while the kernel holds the locks those need.
+    Raises `UnfinishedMount`, or `Busy` if the volume is mounted for writing already: two writable mounts would wait for each
+    other's acknowledgement while the kernel holds the locks those need.
     """
     housekeeping.recover(volume)
-    with volume.snapshot() as reader:
-        check_alone(reader)
+    if not read_only:
+        with volume.snapshot() as reader:
+            check_alone(reader)
     remove_stale(mountpoint)
     mountpoint.mkdir(parents=True, exist_ok=True)
     operations = Operations(volume)
     options = set(pyfuse3.default_options) | {"fsname=stratum", "subtype=stratum", "allow_other", "default_permissions"}
+    if read_only:
+        options.add("ro")
     try:
         pyfuse3.init(operations, str(mountpoint), options)
     except RuntimeError as error:
@@ -83,7 +88,7 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None]) -> Non
         ) from error
     followers: list[Follower] = []
     try:
-        trio.run(_main, volume, operations, mountpoint, ready, followers)
+        trio.run(_main, volume, operations, mountpoint, ready, followers, read_only)
     finally:
         # Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
         pyfuse3.close(unmount=True)
@@ -97,7 +102,12 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None]) -> Non
 
 
 async def _main(
-    volume: Volume, operations: Operations, mountpoint: Path, ready: Callable[[], None], followers: list[Follower]
+    volume: Volume,
+    operations: Operations,
+    mountpoint: Path,
+    ready: Callable[[], None],
+    followers: list[Follower],
+    read_only: bool,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     follower = Follower(volume, operations, token)
@@ -110,13 +120,14 @@ async def _main(
         "device": device,
         "mountpoint": str(mountpoint),
         "slot": volume.session.slot,
-        "read_only": False,
+        "read_only": read_only,
     }
     session = volume.session.id
     follower.start()
 
     def register(tx: MetadataTransaction) -> None:
-        check_alone(tx)
+        if not read_only:
+            check_alone(tx)
         tx.put(key_u64(b"T", session), pack_json(row))
 
     await operations.commit(register)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 from stratum import buckets, tree
+from stratum.object_attributes import STORED_HEADERS, USER_METADATA_BYTES_MAX
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
 from stratum.s3.errors import S3Error, not_implemented
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader
     from stratum.volume import Volume
 
-STORED_HEADERS = ("cache-control", "content-disposition", "content-encoding", "content-language", "expires")
-USER_METADATA_BYTES_MAX = 2048
 _REFUSED_HEADERS = frozenset((
     "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-server-side-encryption-customer-key", "x-amz-server-side-encryption-context", "x-amz-server-side-encryption-bucket-key-enabled",

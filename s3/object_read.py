@@ -58,7 +58,7 @@ def find(context: Context, reader: InodeReader, *, check_conditions: bool = True
 def content_type_of(context: Context, state: ObjectState) -> str:
     if state.metadata.content_type:
         return state.metadata.content_type
-    if not state.metadata.owner and state.metadata is objects.NO_METADATA:  # made through the mount
+    if not state.metadata.owner:  # made through the mount
         guessed, _ = mimetypes.guess_type(context.key.decode("utf-8", "replace"), strict=False)
         return guessed or DEFAULT_TYPE
     return DEFAULT_TYPE

@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, mount_names, tree
+from stratum import buckets, content, mount_names, object_attributes, tree
 from stratum.errors import (
     CrossDevice,
     DirectoryNotEmpty,
@@ -363,6 +363,8 @@ def read_symlink(reader: InodeReader, number: int) -> bytes:
 
 
 def get_attribute(reader: InodeReader, number: int, name: bytes) -> bytes:
+    if object_attributes.is_one(name):
+        return object_attributes.get(reader, number, name)
     value = reader.get(key_u64(b"Y", number) + name) if len(name) <= XATTR_NAME_BYTES_MAX else None
     if value is None:
         raise NoSuchAttribute(f"attribute {os.fsdecode(name)!r} is not set")
@@ -370,7 +372,8 @@ def get_attribute(reader: InodeReader, number: int, name: bytes) -> bytes:
 
 
 def list_attributes(reader: InodeReader, number: int) -> list[bytes]:
-    return [key[9:] for key, _ in reader.scan(*prefix_range(key_u64(b"Y", number)))]
+    plain = [key[9:] for key, _ in reader.scan(*prefix_range(key_u64(b"Y", number)))]
+    return plain + object_attributes.names(reader, reader.inode(number))
 
 
 def set_attribute(tx: MetadataTransaction, number: int, name: bytes, value: bytes) -> None:
@@ -378,6 +381,9 @@ def set_attribute(tx: MetadataTransaction, number: int, name: bytes, value: byte
         raise InvalidArgument(
             f"an attribute has a name of 1 to {XATTR_NAME_BYTES_MAX} bytes and at most {XATTR_BYTES_MAX} bytes of value"
         )
+    if object_attributes.is_one(name):
+        object_attributes.set_value(tx, number, name, value)
+        return
     inode = tx.inode(number)
     tx.put(key_u64(b"Y", number) + name, value)
     inode.ctime_ns = tx.now_ns
@@ -386,6 +392,9 @@ def set_attribute(tx: MetadataTransaction, number: int, name: bytes, value: byte
 
 
 def remove_attribute(tx: MetadataTransaction, number: int, name: bytes) -> None:
+    if object_attributes.is_one(name):
+        object_attributes.remove(tx, number, name)
+        return
     get_attribute(tx, number, name)
     inode = tx.inode(number)
     tx.delete(key_u64(b"Y", number) + name)

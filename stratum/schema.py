@@ -172,6 +172,10 @@ class Inode:
         return self.rdev if self.kind == Kind.DIRECTORY else 0
 
     @property
+    def has_metadata(self) -> bool:
+        return bool(self.flags & Inode.HAS_METADATA)
+
+    @property
     def explicit(self) -> bool:
         return bool(self.flags & Inode.EXPLICIT)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, volume
+from stratum import buckets, paths, volume
 from stratum import log as logs
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.errors import InvalidArgument
@@ -139,7 +140,7 @@ def mount(options: Namespace) -> int:
     with Volume(options.volume, "mount") as opened:
         housekeeper = None if options.supervised else Housekeeper(opened)
         try:
-            daemon.serve(opened, directory.absolute(), ready=ready)
+            daemon.serve(opened, directory.absolute(), ready=ready, read_only=options.read_only)
         finally:
             if housekeeper is not None:
                 housekeeper.stop()
@@ -317,3 +318,17 @@ def config_show(options: Namespace) -> int:
 def config_check(options: Namespace) -> int:
     load(options.volume)
     return _print(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")
+
+
+def path_to_key(options: Namespace) -> int:
+    with Volume(options.volume, "path") as opened, opened.snapshot() as reader:
+        bucket, key = paths.to_key(reader, os.fsencode(options.text))
+    text = key.decode("utf-8", "surrogateescape")
+    return _print(options, {"bucket": bucket, "key": text}, f"{bucket}/{text}")
+
+
+def path_to_path(options: Namespace) -> int:
+    bucket, _, key = options.text.partition("/")
+    with Volume(options.volume, "path") as opened, opened.snapshot() as reader:
+        path = paths.to_path(reader, bucket, os.fsencode(key)).decode("utf-8", "surrogateescape")
+    return _print(options, {"path": path}, path)

@@ -82,6 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
             made.add_argument(
                 "directory", metavar="DIR", type=Path, nargs="?", help="mountpoint (mount.path of the configuration)"
             )
+            made.add_argument(
+                "--read-only", action="store_true", help="may stand beside the writable mount, any number of times"
+            )
     command(sub, "status", "capacity, objects, health and processes", commands.status)
     made = command(sub, "fsck", "check the volume, and repair it with --repair", commands.fsck)
     made.add_argument("--repair", action="store_true")
@@ -121,6 +124,11 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--gid", type=int, help="group of files that S3 makes")
     made.add_argument("--file-mode", type=lambda text: int(text, 8), help="mode of files that S3 makes (octal)")
     made.add_argument("--dir-mode", type=lambda text: int(text, 8), help="mode of directories that S3 makes (octal)")
+    path = group("path", "translate between keys and paths of the mount")
+    made = command(path, "to-key", "the key of a path below the mount's root", commands.path_to_key)
+    made.add_argument("text", metavar="PATH", help="BUCKET/..., relative to the mountpoint")
+    made = command(path, "to-path", "the path of a key, relative to the mountpoint", commands.path_to_path)
+    made.add_argument("text", metavar="BUCKET/KEY")
     config = group("config", "look at the configuration")
     command(config, "show", "print every setting", commands.config_show)
     command(config, "check", "check the file", commands.config_check)
@@ -155,6 +163,8 @@ _NAMED = {
     ("bucket", "create"),
     ("bucket", "remove"),
     ("bucket", "set"),
+    ("path", "to-key"),
+    ("path", "to-path"),
 }
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import subprocess
+import sys
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from botocore.exceptions import ClientError
 
 from tests.s3.test_objects import refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support import Server
@@ -76,8 +81,51 @@ def test_mount_to_s3_is_right_at_the_first_ask(mounted: Server) -> None:
             assert has("open") == b"s%d" % number
 
 
-def test_a_seeded_history_of_both_faces(mounted: Server) -> None:
-    """Each operation through one face is checked through the other at once, against a dictionary."""
+@pytest.fixture
+def second(mounted: Server, tmp_path: Path) -> Iterator[Path]:
+    """A read-only mount beside the writable one."""
+    directory = tmp_path / "second"
+    words = [sys.executable, "-m", "stratum.cli.main", "mount", str(mounted.root), str(directory), "--read-only"]
+    with mounted.log.open("a") as log:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        yield directory
+    finally:
+        process.terminate()
+        code = process.wait(30)
+        subprocess.run(["umount", "--lazy", str(directory)], check=False, capture_output=True)
+    assert code == 0
+
+
+def test_read_only_mounts(mounted: Server, second: Path, tmp_path: Path) -> None:
+    client, bucket, home = fresh(mounted)
+    client.put_object(Bucket=bucket, Key="d/f", Body=b"through S3")
+    other = second / bucket
+    assert (other / "d" / "f").read_bytes() == b"through S3"
+    for call in (
+        (other / "new").touch, lambda: (other / "d" / "f").write_bytes(b""), (other / "d" / "f").unlink, (other / "m").mkdir,
+        lambda: os.setxattr(other / "d" / "f", "user.a", b"1"), lambda: (other / "d" / "f").chmod(0o600), lambda: os.truncate(other / "d" / "f", 0),
+    ):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.EROFS
+    # An open file survives its removal through the other mount, and through S3.
+    with (other / "d" / "f").open("rb") as held:
+        (home / "d" / "f").unlink()
+        assert not (other / "d" / "f").exists()
+        assert held.read() == b"through S3"
+    refused = subprocess.run(
+        [sys.executable, "-m", "stratum.cli.main", "mount", str(mounted.root), str(tmp_path / "third")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert "--read-only" in refused.stderr
+
+
+def test_a_seeded_history_of_both_faces(mounted: Server, second: Path) -> None:
+    """Each operation through one face is checked through the other and a read-only mount at once, against a dictionary."""
     client, bucket, home = fresh(mounted)
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
@@ -118,9 +166,12 @@ def test_a_seeded_history_of_both_faces(mounted: Server) -> None:
             if name in model:
                 assert (home / name).stat().st_size == len(model[name]), (seed, step, name)
                 assert (home / name).read_bytes() == model[name], (seed, step, name)
+                assert (second / bucket / name).stat().st_size == len(model[name]), (seed, step, name)
+                assert (second / bucket / name).read_bytes() == model[name], (seed, step, name)
                 assert client.get_object(Bucket=bucket, Key=name)["Body"].read() == model[name], (seed, step, name)
             else:
                 assert not (home / name).exists(), (seed, step, name)
+                assert not (second / bucket / name).exists(), (seed, step, name)
         if step % 20 == 0:
             listed = [
                 item["Key"]

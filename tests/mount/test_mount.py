@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import socket
@@ -219,6 +220,43 @@ def test_extended_attributes(home: Path) -> None:
     assert caught.value.errno == errno.ENODATA
 
 
+def test_the_s3_side_of_a_file_as_attributes(s3: Any, home: Path) -> None:
+    s3.put_object(
+        Bucket=home.name, Key="f", Body=b"x", ContentType="text/x", CacheControl="no-cache", Metadata={"a": "1"}
+    )
+    path = home / "f"
+    etag = s3.head_object(Bucket=home.name, Key="f")["ETag"].strip('"')
+    assert os.getxattr(path, "user.s3.etag") == etag.encode()
+    assert os.getxattr(path, "user.s3.storage-class") == b"STANDARD"
+    assert os.getxattr(path, "user.s3.content-type") == b"text/x"
+    assert os.getxattr(path, "user.s3.cache-control") == b"no-cache"
+    assert os.getxattr(path, "user.s3.meta.a") == b"1"
+    assert sorted(os.listxattr(path)) == ["user.s3.cache-control", "user.s3.content-type", "user.s3.meta.a"]
+    os.setxattr(path, "user.s3.content-type", b"image/png")
+    os.setxattr(path, "user.s3.meta.b", b"caf\xe9")
+    os.removexattr(path, "user.s3.meta.a")
+    os.removexattr(path, "user.s3.cache-control")
+    found = s3.head_object(Bucket=home.name, Key="f")
+    assert (found["ContentType"], found["Metadata"], found["ETag"]) == ("image/png", {"b": "caf\xe9"}, f'"{etag}"')
+    assert "CacheControl" not in found
+    for name, value, code in (
+        ("user.s3.etag", b"x", errno.EPERM), ("user.s3.owner", b"x", errno.EPERM), ("user.s3.meta.A", b"x", errno.EINVAL),
+        ("user.s3.meta.c", b"a\r\nX-Evil: 1", errno.EINVAL), ("user.s3.meta.c", b"x" * 2048, errno.ENOSPC),
+    ):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            os.setxattr(path, name, value)
+        assert caught.value.errno == code, name
+    (home / "plain").write_text("x")
+    assert os.listxattr(home / "plain") == []
+    with pytest.raises(OSError) as caught:
+        os.getxattr(home / "plain", "user.s3.content-type")
+    assert caught.value.errno == errno.ENODATA
+    with path.open("ab") as file:
+        file.write(b"more")
+    assert s3.head_object(Bucket=home.name, Key="f")["Metadata"] == {"b": "caf\xe9"}
+    assert os.getxattr(path, "user.s3.etag") == s3.head_object(Bucket=home.name, Key="f")["ETag"].strip('"').encode()
+
+
 def test_unlinked_while_open(s3: Any, home: Path) -> None:
     for by_s3 in (False, True):
         (home / "f").write_bytes(BIG)
@@ -282,6 +320,40 @@ def test_keys_a_path_cannot_hold(s3: Any, home: Path) -> None:
     with pytest.raises(OSError) as caught:
         (home / ".s3~file~made-up").write_text("")
     assert caught.value.errno == errno.EINVAL
+
+
+def test_every_key_has_one_path_and_every_path_one_key(mounted: Server, s3: Any, home: Path) -> None:
+    assert mounted.mount is not None
+    odd = [
+        "a",
+        "a/b",
+        "x//y",
+        "/lead",
+        "./dot",
+        "../up",
+        "d/",
+        "e/",
+        "q/" + "L" * 300,
+        "Q" * 300 + "/x",
+        ".s3~file~odd",
+        "M" * 1024,
+    ]
+    odd += ["new\nline", "tab\t", "\x01", "é/ü", "..", ".", "a/../../etc/passwd", "%2e%2e/x", " ", "emoji \U0001f600"]
+    for key in odd:
+        s3.put_object(Bucket=home.name, Key=key, Body=b"" if key == "e/" else key.encode())
+    for key in odd:
+        path = json.loads(stratum("path", "to-path", mounted.root, f"{home.name}/{key}", "--json").stdout)["path"]
+        shown = mounted.mount / path
+        assert shown.is_dir() if key == "e/" else shown.read_bytes().decode() == key
+        back = json.loads(stratum("path", "to-key", mounted.root, path, "--json").stdout)
+        assert (back["bucket"], back["key"]) == (home.name, key)
+    # What is not there yet is translated as it would be shown.
+    for key, wanted in (("none", "none"), ("no/ne", "no/ne"), ("a/./b", "a/.s3~dir~./b"), ("new//x", "new/.s3~dir~/x")):
+        assert stratum("path", "to-path", mounted.root, f"{home.name}/{key}").stdout == f"{home.name}/{wanted}\n"
+    assert stratum("path", "to-key", mounted.root, home.name).stdout == f"{home.name}/\n"
+    stratum("path", "to-key", mounted.root, f"{home.name}/.s3~file~made-up", expect=4)
+    stratum("path", "to-key", mounted.root, f"{home.name}/../x", expect=6)
+    stratum("path", "to-path", mounted.root, "no-such-bucket/k", expect=4)
 
 
 def test_a_large_directory(s3: Any, home: Path) -> None:

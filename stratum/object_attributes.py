@@ -1,0 +1,115 @@
+"""The S3 side of a file as extended attributes, read and written where S3 would allow it.
+
+    user.s3.etag             read only, without quotes
+    user.s3.storage-class    read only
+    user.s3.content-type     and cache-control, content-disposition, content-encoding, content-language, expires
+    user.s3.meta.NAME        user metadata; NAME is lower case, as S3 hands it back
+
+Only what can be written is listed, so that a copy with attributes (`cp -a`, `rsync -X`) carries what an object can keep and
+does not trip over the rest. Values are bytes of a header, one character each.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stratum import objects
+from stratum.errors import InvalidArgument, NoSpace, NoSuchAttribute, NotPermitted
+from stratum.schema import Kind, ObjectMetadata
+
+if TYPE_CHECKING:
+    from stratum.schema import Inode
+    from stratum.transaction import InodeReader, MetadataTransaction
+
+PREFIX = b"user.s3."
+STORED_HEADERS = ("cache-control", "content-disposition", "content-encoding", "content-language", "expires")
+USER_METADATA_BYTES_MAX = 2048
+_META = "meta."
+_READ_ONLY = frozenset(("etag", "storage-class"))
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(r"[\x20-\x7e\x80-\xff\t]*")
+
+
+def is_one(name: bytes) -> bool:
+    return name.startswith(PREFIX)
+
+
+def get(reader: InodeReader, number: int, name: bytes) -> bytes:
+    """Raises `NoSuchAttribute`."""
+    inode = reader.inode(number)
+    what = name[len(PREFIX) :].decode("latin-1")
+    found = None
+    if inode.kind == Kind.FILE:
+        metadata = objects.metadata_of(reader, inode)
+        if what == "etag":
+            found = inode.etag_text
+        elif what == "storage-class":
+            found = "STANDARD"
+        elif what == "content-type":
+            found = metadata.content_type or None
+        elif what.startswith(_META):
+            found = metadata.user.get(what[len(_META) :])
+        else:
+            found = metadata.headers.get(what)
+    if found is None:
+        raise NoSuchAttribute(f"the file has no {what!r} for S3")
+    return found.encode("latin-1")
+
+
+def names(reader: InodeReader, inode: Inode) -> list[bytes]:
+    """Those that are set and can be written."""
+    if inode.kind != Kind.FILE or not inode.has_metadata:
+        return []
+    metadata = objects.metadata_of(reader, inode)
+    found = ["content-type"] if metadata.content_type else []
+    found += [*metadata.headers, *(_META + name for name in metadata.user)]
+    return [PREFIX + name.encode("latin-1") for name in found]
+
+
+def set_value(tx: MetadataTransaction, number: int, name: bytes, value: bytes) -> None:
+    """Raises `InvalidArgument`, `NotPermitted`, or `NoSpace` when S3 would not take that much user metadata."""
+    text = value.decode("latin-1")
+    if not _VALUE.fullmatch(text):
+        raise InvalidArgument(f"{name.decode('latin-1')!r}: a header of S3 has no control characters")
+    _change(tx, number, name, text)
+
+
+def remove(tx: MetadataTransaction, number: int, name: bytes) -> None:
+    """Raises `NoSuchAttribute` or `NotPermitted`."""
+    get(tx, number, name)
+    _change(tx, number, name, None)
+
+
+def _change(tx: MetadataTransaction, number: int, name: bytes, value: str | None) -> None:
+    what = name[len(PREFIX) :].decode("latin-1")
+    inode = tx.inode(number)
+    if inode.kind != Kind.FILE or what in _READ_ONLY:
+        raise NotPermitted(f"{what!r} of inode {number} is not for writing; S3 derives it")
+    metadata = objects.metadata_of(tx, inode)
+    if what == "content-type":
+        changed = replace(metadata, content_type=value or "")
+    elif what.startswith(_META):
+        changed = replace(metadata, user=_with(metadata.user, _user_name(what), value))
+        if sum(len(key) + len(text) for key, text in changed.user.items()) > USER_METADATA_BYTES_MAX:
+            raise NoSpace(f"the user metadata of an object has at most {USER_METADATA_BYTES_MAX} bytes; remove some")
+    elif what in STORED_HEADERS:
+        changed = replace(metadata, headers=_with(metadata.headers, what, value))
+    else:
+        raise NotPermitted(f"S3 keeps no {what!r}; user metadata is user.s3.meta.NAME")
+    objects.set_metadata(tx, inode, changed if changed != ObjectMetadata() else objects.NO_METADATA)
+    inode.ctime_ns = tx.now_ns
+    tx.changed(0, b"", number)
+
+
+def _user_name(what: str) -> str:
+    name = what[len(_META) :]
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is not a name of user metadata: lower-case letters, digits and -_.")
+    return name
+
+
+def _with(values: dict[str, str], name: str, value: str | None) -> dict[str, str]:
+    rest = {key: text for key, text in values.items() if key != name}
+    return rest if value is None else {**rest, name: value}
