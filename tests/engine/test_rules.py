@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pkgutil
+import re
 import tomllib
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_layers(area: str) -> None:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_parsers_know_no_web_framework(name: str) -> None:
-    assert not any(module.startswith(("werkzeug", "granian")) for module in imports(ROOT / "s3" / name))
+    assert not any(module.startswith(("werkzeug", "uvicorn", "httptools")) for module in imports(ROOT / "s3" / name))
 
 
 def subclasses(root: type[StratumError]) -> set[type[StratumError]]:
@@ -70,6 +71,17 @@ def test_every_error_has_a_row_in_each_table() -> None:
     assert set(fuse_errors.TABLE) == engine
     assert set(exit_codes.TABLE) == engine
     assert set(s3_errors.TABLE.values()) <= set(s3_errors.STATUS)
+
+
+def test_semantics_names_its_tests() -> None:
+    """Every section says which tests hold it true, and they exist."""
+    sections = re.split(r"^## ", (ROOT / "SEMANTICS.md").read_text(), flags=re.MULTILINE)[1:]
+    for section in sections:
+        named = re.findall(r"(tests/[a-z0-9_/]+\.py)(?:::(\w+))?", section)
+        assert named, f"the section {section.splitlines()[0]!r} names no test"
+        for file, function in named:
+            text = (ROOT / file).read_text()
+            assert not function or f"def {function}(" in text, f"{file} has no {function}"
 
 
 def test_the_package_list_and_the_links_are_true() -> None:
