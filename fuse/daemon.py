@@ -17,6 +17,7 @@ from stratum.fuse.invalidation import Follower
 from stratum.fuse.operations import Operations
 from stratum.log import get_logger
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
+from stratum.undisturbed import Undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +111,8 @@ async def _main(
     read_only: bool,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
+    undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
+    volume.committer.undisturbed = lambda: undisturbed
     follower = Follower(volume, operations, token)
     followers.append(follower)
     device = device_of(mountpoint)

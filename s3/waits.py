@@ -7,12 +7,12 @@ wakes the loop, the others are there when it looks.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stratum.turn import turn
+from stratum.undisturbed import Undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,68 +22,6 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 T = TypeVar("T")
-
-HOLD_S_MAX = 0.005
-
-
-class _Hold:
-    """One pause of the loop, asked for by another thread."""
-
-    __slots__ = ("_abandoned", "_arrived", "_holding", "_lock", "_resume")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._arrived = threading.Lock()
-        self._resume = threading.Lock()
-        self._arrived.acquire()
-        self._resume.acquire()
-        self._abandoned = False
-        self._holding = False
-
-    def stand(self) -> None:
-        """In the loop's thread: sleep until `leave`."""
-        with self._lock:
-            if self._abandoned:
-                return
-            self._holding = True
-        self._arrived.release()
-        self._resume.acquire()
-
-    def wait(self) -> None:
-        if not self._arrived.acquire(timeout=HOLD_S_MAX):
-            with self._lock:
-                self._abandoned = not self._holding
-
-    def leave(self) -> None:
-        self._resume.release()
-
-
-class Undisturbed:
-    """Keeps an event loop still while another thread computes.
-
-    LMDB lets go of the interpreter in each call. While the committer ran 12 calls a PUT and the loop's thread wanted to
-    compute too, each call was a switch: 20 a PUT, over half of the CPU time in the kernel. Held still, the loop loses only
-    time in which the committer would have had the interpreter anyway. A loop that is busy for longer than HOLD_S_MAX is
-    not waited for.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._hold: _Hold | None = None
-
-    def __enter__(self) -> None:
-        hold = _Hold()
-        try:
-            self._loop.call_soon_threadsafe(hold.stand)
-        except RuntimeError:
-            return  # the loop is closed: nobody disturbs
-        hold.wait()
-        self._hold = hold
-
-    def __exit__(self, *_: object) -> None:
-        if self._hold is not None:
-            self._hold.leave()
-            self._hold = None
 
 
 class Waits:
@@ -96,7 +34,7 @@ class Waits:
         self._outcomes: deque[tuple[asyncio.Future[Any], Mutation[Any]]] = deque()
         self._woken = False
         self.uploads = 0
-        undisturbed = Undisturbed(self._loop)
+        undisturbed = Undisturbed(self._loop.call_soon_threadsafe)
         volume.committer.undisturbed = lambda: undisturbed
 
     async def mutate(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
