@@ -55,7 +55,7 @@ def drop_caches() -> None:
 def rate(processes: int, seconds: float, work: Callable[[int, int], None]) -> float:
     """Calls of `work(process, number)` a second, in all processes together."""
     context = multiprocessing.get_context("fork")
-    counts = context.Array("q", processes)
+    counts = context.Array("q", processes, lock=False)
     start = context.Barrier(processes + 1)
 
     def run(process: int) -> None:
@@ -74,7 +74,7 @@ def rate(processes: int, seconds: float, work: Callable[[int, int], None]) -> fl
     for child in children:
         child.join()
         assert child.exitcode == 0, "a process of the benchmark failed"
-    return sum(counts) / (time.perf_counter() - begun)
+    return float(sum(counts)) / (time.perf_counter() - begun)
 
 
 def make(path: Path, size: int, *, sync: bool) -> None:

@@ -3,6 +3,8 @@
 Invariants
 * An inode is *used* while a handle is open on it or the kernel knows its number; a used inode that loses its last name is
   held by an O row of this session, for a while even if nobody has it open: an open(2) may be on its way to it.
+* A file that was created and not committed yet is *pending*: it has a handle, a number and an entry in `pending`, and no row. It
+  is committed by its first flush, fsync or release, and before anything that must see or change its name.
 * A buffer exists only while a file is open or dirty, and is changed only under its file's lock.
 """
 
@@ -23,10 +25,20 @@ if TYPE_CHECKING:
 POSITIONS_MAX = 4096
 
 
+@dataclass(slots=True)
+class Pending:
+    """A created file whose row is still to come. `lost`: its name was taken or its directory removed before it came."""
+
+    parent: int
+    name: bytes
+    inode: Inode
+    lost: bool = False
+
+
 class FileState:
     """One inode in use."""
 
-    __slots__ = ("buffer", "dirty_since", "handles", "lock", "nameless", "number")
+    __slots__ = ("buffer", "dirty_since", "handles", "lock", "nameless", "number", "pending")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -35,6 +47,14 @@ class FileState:
         self.dirty_since = 0.0
         self.lock = trio.Lock()
         self.nameless = False
+        self.pending: Pending | None = None
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether there is something to commit."""
+        if self.pending is not None:
+            return not self.pending.lost
+        return self.dirty
 
     @property
     def dirty(self) -> bool:
@@ -66,6 +86,7 @@ class OpenFiles:
         self.handles: dict[int, FileHandle] = {}
         self.directories: dict[int, DirectoryHandle] = {}
         self.lookups: dict[int, int] = {}
+        self.pending: dict[tuple[int, bytes], FileState] = {}
         self._numbers = itertools.count(1)
 
     def state(self, number: int) -> FileState | None:
@@ -88,6 +109,33 @@ class OpenFiles:
         self.handles[handle] = FileHandle(state, writable)
         return handle
 
+    def create(self, parent: int, name: bytes, inode: Inode) -> int:
+        """A handle of a file that is not committed yet."""
+        handle = self.open(inode.number, writable=True)
+        state = self.handles[handle].state
+        state.pending = Pending(parent, name, inode)
+        state.dirty_since = trio.current_time()
+        self.pending[parent, name] = state
+        return handle
+
+    def committed(self, state: FileState) -> None:
+        """A pending file has its row now."""
+        assert state.pending is not None, "only a pending file is committed once"
+        self.pending.pop((state.pending.parent, state.pending.name), None)
+        state.pending = None
+
+    def lose(self, state: FileState) -> None:
+        """A pending file will never have a row: who has it open goes on with it until it is closed."""
+        assert state.pending is not None, "only a pending file is lost"
+        self.pending.pop((state.pending.parent, state.pending.name), None)
+        state.pending.lost = True
+        state.pending.inode.nlink = 0
+        state.nameless = True
+
+    def children(self, directory: int) -> list[FileState]:
+        """The pending files of a directory."""
+        return [state for (parent, _), state in self.pending.items() if parent == directory]
+
     def buffer(self, volume: Volume, state: FileState, inode: Inode) -> WriteBuffer:
         if state.buffer is None:
             state.buffer = WriteBuffer(volume, inode)
@@ -100,7 +148,7 @@ class OpenFiles:
 
     def drop(self, state: FileState) -> None:
         """Forget a file that nobody has open and that has nothing unwritten."""
-        if state.handles == 0 and not state.dirty:
+        if state.handles == 0 and not state.uncommitted:
             self.files.pop(state.number, None)
 
     def looked_up(self, number: int) -> None:

@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 
 from stratum import content, files, mount_names, tree
-from stratum.errors import NotFound, StratumError, TryAgain
+from stratum.errors import Exists, NotFound, StratumError, TryAgain
 from stratum.files import Attributes, Caller
 from stratum.fuse.errors import TABLE
 from stratum.fuse.open_files import OpenFiles
@@ -131,6 +131,9 @@ class Operations(pyfuse3.Operations):
         return self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else CACHE_S)
 
     def _fresh(self, number: int) -> Inode:
+        state = self.open_files.state(number)
+        if state is not None and state.pending is not None:
+            return state.pending.inode
         with self._volume.snapshot() as reader:
             return reader.inode(number)
 
@@ -142,6 +145,11 @@ class Operations(pyfuse3.Operations):
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with self._volume.snapshot() as reader:
+            state = self.open_files.pending.get((parent_inode, name))
+            if state is not None:
+                if mount_names.find(reader, parent_inode, name) is None:
+                    return self._entry(self._fresh(state.number), name)
+                self.open_files.lose(state)  # S3 was quicker
             if name in {b".", b".."}:
                 inode = reader.inode(parent_inode)
                 return self._entry(reader.inode(inode.parent or inode.number) if name == b".." else inode, name)
@@ -182,9 +190,73 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        number = await self._make(parent_inode, name, mode, ctx)
-        handle = self.open_files.open(number, writable=True)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry_now(number, name)
+        """The row comes with the first flush: one commit a file instead of two, and nobody waits with the directory locked."""
+        if not self._volume.has_space():
+            raise pyfuse3.FUSEError(errno.ENOSPC)
+        await self._settle_name(parent_inode, name)
+        with self._volume.snapshot() as reader:
+            inode = files.prepare_file(
+                reader, parent_inode, name, mode, self._caller(ctx), self._volume.new_id(), time.time_ns()
+            )
+        handle = self.open_files.create(parent_inode, name, inode)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry(inode, name)
+
+    # -- files that were created and have no row yet ----------------------------------------------------------------------
+
+    async def _settle(self, state: FileState) -> None:
+        async with state.lock:
+            await self._settle_locked(state)
+
+    async def _settle_locked(
+        self, state: FileState, also: Callable[[MetadataTransaction], object] | None = None
+    ) -> None:
+        """Commit a pending file, and with it `also`. Raises `NotFound` if its directory was removed meanwhile.
+
+        If S3 put another object under its name, that is as if it had replaced the file: no error.
+        """
+        pending = state.pending
+        if pending is None or pending.lost:
+            return
+
+        def change(tx: MetadataTransaction) -> None:
+            files.make_prepared(tx, pending.parent, pending.name, pending.inode)
+            if also is not None:
+                also(tx)
+
+        try:
+            await self.commit(change)
+        except Exists:
+            self.open_files.lose(state)
+        except NotFound:
+            self.open_files.lose(state)
+            raise
+        else:
+            self.open_files.committed(state)
+
+    async def _settle_number(self, number: int) -> None:
+        state = self.open_files.state(number)
+        if state is not None and state.pending is not None:
+            await self._settle(state)
+
+    async def _settle_children(self, directory: int) -> None:
+        if self.open_files.pending:
+            for state in self.open_files.children(directory):
+                await self._settle(state)
+
+    async def _settle_name(self, parent: int, name: bytes) -> None:
+        """Before a name is changed: what is pending under it, and in the directory it names."""
+        if not self.open_files.pending:
+            return
+        state = self.open_files.pending.get((parent, name))
+        if state is not None:
+            await self._settle(state)
+            return
+        with self._volume.snapshot() as reader:
+            found = mount_names.find(reader, parent, name)
+        if found is not None and found[1].kind == Kind.DIRECTORY:
+            await self._settle_children(found[1].inode)
+
+    # -- names, continued -------------------------------------------------------------------------------------------------
 
     @handler
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -195,16 +267,19 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        await self._settle_number(inode)
         await self.commit(lambda tx: files.link(tx, inode, new_parent_inode, new_name).number)
         return self._entry_now(inode, new_name)
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._settle_name(parent_inode, name)
         number = await self.commit(lambda tx: files.unlink(tx, parent_inode, name, self.open_files.is_used), frees=True)
         self._lost_name(number)
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._settle_name(parent_inode, name)
         number = await self.commit(lambda tx: files.rmdir(tx, parent_inode, name, self.open_files.is_used), frees=True)
         self._lost_name(number)
 
@@ -220,6 +295,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if flags & ~(files.RENAME_NOREPLACE | files.RENAME_EXCHANGE):
             raise pyfuse3.FUSEError(errno.EINVAL)
+        await self._settle_name(parent_inode_old, name_old)
+        await self._settle_name(parent_inode_new, name_new)
         victims: list[int] = []
 
         def change(tx: MetadataTransaction) -> None:
@@ -247,6 +324,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        await self._settle_children(inode)
         return self._attributes(self._fresh(inode))
 
     @handler
@@ -267,12 +345,27 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        if wanted != Attributes():
+        if wanted != Attributes() and not await self._set_pending(inode, wanted):
+            await self._settle_children(inode)
             state = self.open_files.state(inode)
             if state is not None and wanted.mtime_ns is not None:
                 await self._flush(state)
             await self.commit(lambda tx: files.set_attributes(tx, inode, wanted).number, frees=True)
         return self._attributes(self._fresh(inode))
+
+    async def _set_pending(self, number: int, wanted: Attributes) -> bool:
+        """Change attributes of a file that has no row yet; False if it has one."""
+        state = self.open_files.state(number)
+        if state is None or state.pending is None:
+            return False
+        async with state.lock:
+            if state.pending is None:
+                return False
+            files.apply_attributes(state.pending.inode, wanted, time.time_ns())
+            if wanted.mtime_ns is not None and state.dirty:
+                assert state.buffer is not None
+                state.buffer.mtime_ns = wanted.mtime_ns
+        return True
 
     async def _truncate(self, number: int, size: int, *, open_handle: bool) -> None:
         state = self.open_files.state(number)
@@ -318,11 +411,13 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if name == b"security.capability":  # asked before every write(2); there never is one
             raise pyfuse3.FUSEError(errno.ENODATA)
+        await self._settle_number(inode)
         with self._volume.snapshot() as reader:
             return files.get_attribute(reader, inode, name)
 
     @handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        await self._settle_number(inode)
         with self._volume.snapshot() as reader:
             return files.list_attributes(reader, inode)
 
@@ -330,10 +425,12 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         if name.startswith((b"system.", b"security.capability")):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        await self._settle_number(inode)
         await self.commit(lambda tx: files.set_attribute(tx, inode, name, value))
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._settle_number(inode)
         await self.commit(lambda tx: files.remove_attribute(tx, inode, name), frees=True)
 
     # -- files ----------------------------------------------------------------------------------------------------------
@@ -357,7 +454,7 @@ class Operations(pyfuse3.Operations):
         buffer = state.buffer
         with self._volume.reading():
             with self._volume.snapshot() as reader:
-                inode = reader.inode(state.number)
+                inode = state.pending.inode if state.pending is not None else reader.inode(state.number)
                 end = buffer.size if buffer is not None and buffer.dirty else inode.size
                 stop = min(off + size, end)
                 if stop <= off:
@@ -391,10 +488,22 @@ class Operations(pyfuse3.Operations):
 
     async def _flush(self, state: FileState) -> None:
         """Make what was written durable and visible to S3."""
-        if not state.dirty:
+        if not state.uncommitted:
             return
         async with state.lock:
             buffer = state.buffer
+            if state.pending is not None:
+                if buffer is None or not buffer.dirty:
+                    await self._settle_locked(state)
+                    return
+                function = buffer.inline_mutation(state.pending.inode)
+                await self._settle_locked(state, function)
+                if function is not None:
+                    if state.pending is None:
+                        buffer.forget()
+                    return
+                if state.pending is not None:
+                    return  # lost: its bytes stay with whoever has it open
             if buffer is None or not buffer.dirty:
                 return
             function = buffer.inline_mutation()
@@ -433,15 +542,17 @@ class Operations(pyfuse3.Operations):
         finally:
             state.handles -= 1
             if state.handles == 0:
+                if state.pending is not None and state.pending.lost and state.buffer is not None:
+                    state.buffer.forget()
                 self.open_files.drop(state)
-                if state.nameless:
+                if state.nameless and state.pending is None:
                     self.add_orphan(state.number)
 
     async def flush_old(self, *, everything: bool = False) -> None:
         """Commit what has waited long enough (a mapping's stores arrive after the last flush)."""
         now = trio.current_time()
         for state in list(self.open_files.files.values()):
-            if state.dirty and (everything or now - state.dirty_since >= COMMIT_AFTER_S):
+            if state.uncommitted and (everything or now - state.dirty_since >= COMMIT_AFTER_S):
                 try:
                     await self._flush(state)
                 except StratumError as error:
@@ -475,11 +586,13 @@ class Operations(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._fresh(inode)
+        await self._settle_children(inode)
         return self.open_files.open_directory(inode)
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self.open_files.directories[fh]
+        await self._settle_children(directory.number)
         with self._volume.snapshot() as reader:
             start = self._position(reader, directory.number, directory.positions, start_id)
             cookie, last = start_id, b""
@@ -535,7 +648,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """Every change of a name was durable when it returned."""
+        """Every change of a name was durable when it returned, but for files that nobody has closed or synced yet."""
+        await self._settle_children(self.open_files.directories[fh].number)
 
     @handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:

@@ -6,6 +6,7 @@ kept here is structure: kinds, links, emptiness, buckets.
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 from dataclasses import dataclass
@@ -129,6 +130,29 @@ def make(
             content.put_inline(tx, inode, target)
             inode.size = len(target)
     tree.attach(tx, directory, mount_names.entry_of_name(kind, name), Dentry(inode.number, kind))
+    return inode
+
+
+def prepare_file(
+    reader: InodeReader, parent: int, name: bytes, mode: int, caller: Caller, number: int, now_ns: int
+) -> Inode:
+    """Everything `make` would check for a regular file, and the inode it would make; nothing is written."""
+    directory = _check_new_name(reader, parent, name)
+    _check_free(reader, parent, name)
+    if parent == ROOT_INODE:
+        raise NotPermitted("the root of the mount holds buckets only; make files inside one")
+    gid, _ = _owner_of_new(directory, caller)
+    bits = mode & 0o7777 & ~caller.umask
+    return Inode(number, Kind.FILE, mode=bits, uid=caller.uid, gid=gid, now_ns=now_ns, bucket=directory.bucket)
+
+
+def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: Inode) -> Inode:
+    """Raises `Exists` if the name was taken meanwhile and `NotFound` if the directory was removed."""
+    directory = _check_new_name(tx, parent, name)
+    _check_free(tx, parent, name)
+    inode = copy.copy(prepared)
+    tx.add_inode(inode)
+    tree.attach(tx, directory, name, Dentry(inode.number, Kind.FILE))
     return inode
 
 
@@ -336,6 +360,13 @@ class Attributes:
 
 def set_attributes(tx: MetadataTransaction, number: int, wanted: Attributes) -> Inode:
     inode = tx.inode(number)
+    apply_attributes(inode, wanted, tx.now_ns)
+    tx.dirty(inode)
+    tx.changed(0, b"", number)
+    return inode
+
+
+def apply_attributes(inode: Inode, wanted: Attributes, now_ns: int) -> None:
     if wanted.mode is not None:
         inode.mode = wanted.mode & 0o7777
     if wanted.uid is not None:
@@ -346,10 +377,7 @@ def set_attributes(tx: MetadataTransaction, number: int, wanted: Attributes) -> 
         inode.atime_ns = wanted.atime_ns
     if wanted.mtime_ns is not None:
         inode.mtime_ns = wanted.mtime_ns
-    inode.ctime_ns = tx.now_ns
-    tx.dirty(inode)
-    tx.changed(0, b"", number)
-    return inode
+    inode.ctime_ns = now_ns
 
 
 def read_symlink(reader: InodeReader, number: int) -> bytes:

@@ -174,19 +174,24 @@ class WriteBuffer:
             stop = min(inode.size, self.base_limit)
             return inode, b"", stop > 0 and bool(reader.slices(self.number, 0, stop))
 
-    def inline_mutation(self) -> Callable[[MetadataTransaction], Inode] | None:
+    def inline_mutation(self, created: Inode | None = None) -> Callable[[MetadataTransaction], Inode] | None:
         """The commit as one mutation, if it needs no data file; call `forget` when it is done.
+
+        `created` is the inode of a file that has no row yet and gets it earlier in the same transaction.
 
         The mutation raises `NotFound` if the file is gone.
         """
         if self.size > INLINE_BYTES_MAX or self.spilled:
             return None
-        try:
-            inode, prefix, has_slices = self._base()
-        except NotFound:
-            return None
-        if has_slices:
-            return None
+        if created is not None:
+            inode, prefix = created, b""
+        else:
+            try:
+                inode, prefix, has_slices = self._base()
+            except NotFound:
+                return None
+            if has_slices:
+                return None
         whole = bytearray(prefix[: self.size].ljust(self.size, b"\0"))
         self.overlay(0, whole)
         version, data = inode.version, bytes(whole)

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import subprocess
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -405,3 +406,66 @@ def test_errors_have_the_right_number(home: Path) -> None:
         with pytest.raises(OSError) as caught:
             call()
         assert caught.value.errno == code
+
+
+def test_a_created_file_reaches_s3_when_it_is_closed(s3: Any, home: Path) -> None:
+    """Until then the mount shows it, and whatever needs its name finds it."""
+    (home / "d").mkdir()
+    path = home / "d" / "f"
+    with path.open("wb") as file:
+        file.write(b"one")
+        assert os.fstat(file.fileno()).st_size == 0  # still in Python's buffer
+        file.flush()
+        assert (path.stat().st_size, path.read_bytes()) == (3, b"one")
+        path.chmod(0o640)
+        os.utime(path, ns=(5, 7))
+    assert body(s3, home, "d/f") == b"one"
+    assert (path.stat().st_mode & 0o777, path.stat().st_mtime_ns) == (0o640, 7)
+    with (home / "d" / "synced").open("wb") as file:
+        os.fsync(file.fileno())
+        assert "d/synced" in keys(s3, home)
+    for name, act in (
+        ("listed", lambda p: os.listdir(p.parent)), ("moved", lambda p: p.rename(p.with_name("there"))), ("linked", lambda p: os.link(p, p.with_name("other"))),
+        ("attribute", lambda p: os.setxattr(p, "user.a", b"1")), ("parent", lambda p: p.parent.stat()),
+    ):  # fmt: skip
+        descriptor = os.open(home / "d" / name, os.O_CREAT | os.O_RDWR)
+        act(home / "d" / name)
+        os.write(descriptor, b"x")
+        os.close(descriptor)
+    assert {"d/listed", "d/there", "d/linked", "d/other", "d/attribute", "d/parent"} <= set(keys(s3, home))
+    gone = os.open(home / "d" / "gone", os.O_CREAT | os.O_RDWR)
+    os.unlink(home / "d" / "gone")
+    os.write(gone, b"still here")
+    assert os.pread(gone, 100, 0) == b"still here"
+    os.close(gone)
+    assert "d/gone" not in keys(s3, home)
+    waits = os.open(home / "d" / "waits", os.O_CREAT | os.O_RDWR)
+    deadline = time.monotonic() + 10
+    while "d/waits" not in keys(s3, home):
+        assert time.monotonic() < deadline, "a file nobody closes must come to S3 within about a second"
+        time.sleep(0.1)
+    os.close(waits)
+
+
+def test_a_created_file_whose_name_s3_takes(s3: Any, home: Path) -> None:
+    descriptor = os.open(home / "f", os.O_CREAT | os.O_RDWR)
+    os.write(descriptor, b"from the mount")
+    s3.put_object(Bucket=home.name, Key="f", Body=b"from S3")
+    assert (home / "f").read_bytes() == b"from S3"
+    assert os.pread(descriptor, 100, 0) == b"from the mount"
+    assert os.fstat(descriptor).st_nlink == 0
+    os.close(descriptor)
+    assert (home / "f").read_bytes() == body(s3, home, "f") == b"from S3"
+
+
+def test_a_created_file_whose_directory_s3_removes(s3: Any, home: Path) -> None:
+    """Nothing was promised yet, and close says that nothing is kept."""
+    s3.put_object(Bucket=home.name, Key="d/only", Body=b"x")
+    descriptor = os.open(home / "d" / "f", os.O_CREAT | os.O_RDWR)
+    os.write(descriptor, b"lost")
+    s3.delete_object(Bucket=home.name, Key="d/only")
+    with pytest.raises(OSError) as caught:
+        os.fsync(descriptor)
+    assert caught.value.errno == errno.ENOENT
+    os.close(descriptor)
+    assert not (home / "d").exists()
