@@ -99,6 +99,7 @@ class Committer:
         self.failed: StratumError | None = None
         self.batches = 0
         self.mutations = 0
+        self._batch_before = 0
         self._stopping = False
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -181,6 +182,7 @@ class Committer:
                 self._commit([mutation])
             return
         self.batches += 1
+        self._batch_before = len(batch)
         self.mutations += len(batch)
         for mutation in batch:
             mutation.transaction_id = transaction_id
@@ -192,7 +194,9 @@ class Committer:
 
     def _attempt(self, batch: list[Mutation[Any]], *, more: bool) -> tuple[bool, int]:
         with self._store.transact() as kv:
-            with turn, self.undisturbed():
+            # Who commits alone waits for nobody: holding a loop still costs it a wake-up.
+            alone = self._batch_before <= 1 and self._queue.empty()
+            with turn, nullcontext() if alone else self.undisturbed():
                 if more:
                     self._gather(batch)
                 tx = MetadataTransaction(kv, self._session, self._new_id)

@@ -78,6 +78,10 @@ class InodeReader:
         row, checksums = ExtentRow.unpack(raw)
         return row, checksums or self.get(key_u64(b"K", number)) or b""
 
+    def has_slices(self, inode: int, stop: int) -> bool:
+        """Whether anything of [0, stop) lies in an extent; a file may have a hundred thousand of them."""
+        return bool(self.first_rows(key_u64_u64(b"S", inode, 0), key_u64_u64(b"S", inode, stop), 1))
+
     def slices(self, inode: int, start: int = 0, stop: int = 1 << 63) -> list[Slice]:
         """The slices that touch [start, stop), ascending."""
         found: list[Slice] = []

@@ -172,7 +172,7 @@ class WriteBuffer:
             if inode.flags & Inode.INLINE:
                 return inode, content.get_inline(reader, self.number)[: self.base_limit], False
             stop = min(inode.size, self.base_limit)
-            return inode, b"", stop > 0 and bool(reader.slices(self.number, 0, stop))
+            return inode, b"", stop > 0 and reader.has_slices(self.number, stop)
 
     def inline_mutation(self, created: Inode | None = None) -> Callable[[MetadataTransaction], Inode] | None:
         """The commit as one mutation, if it needs no data file; call `forget` when it is done.

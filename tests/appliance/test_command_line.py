@@ -208,7 +208,7 @@ def test_the_parts_alone(tmp_path: Path) -> None:
     assert json.loads(mount.stdout.readline())["ready"] is True
     (tmp_path / "elsewhere" / "alone" / "f").write_text("by the mount alone")
     second = stratum("mount", server.root, tmp_path / "second", expect=3)
-    assert "mounted already" in second.stderr
+    assert "mounted for writing" in second.stderr
     s3 = run("s3", server.root)
     client = server.client(retries={"max_attempts": 10})
     assert client.get_object(Bucket="alone", Key="f")["Body"].read() == b"by the mount alone"

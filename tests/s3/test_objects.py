@@ -190,7 +190,8 @@ def test_listing_pages(s3: Any, bucket: str) -> None:
     assert [item["Key"] for item in page["Contents"]] == ["plus+ space", "top", "x&<y>"]
     page = s3.list_objects_v2(Bucket=bucket, Prefix="b/", StartAfter="b/04", FetchOwner=True)
     assert page["KeyCount"] == 5
-    assert page["Contents"][0]["Owner"]["DisplayName"] == "admin"
+    assert list(page["Contents"][0]["Owner"]) == ["ID"]
+    assert s3.list_objects(Bucket=bucket, MaxKeys=1)["Contents"][0]["Owner"]["DisplayName"] == "admin"
     assert s3.list_objects_v2(Bucket=bucket, MaxKeys=0)["IsTruncated"] is False
     refused(s3.list_objects_v2, 400, "InvalidArgument", Bucket=bucket, ContinuationToken="nonsense!")
 
