@@ -32,6 +32,7 @@ class Pending:
     parent: int
     name: bytes
     inode: Inode
+    created_ns: int
     lost: bool = False
 
 
@@ -113,7 +114,7 @@ class OpenFiles:
         """A handle of a file that is not committed yet."""
         handle = self.open(inode.number, writable=True)
         state = self.handles[handle].state
-        state.pending = Pending(parent, name, inode)
+        state.pending = Pending(parent, name, inode, inode.ctime_ns)
         state.dirty_since = trio.current_time()
         self.pending[parent, name] = state
         return handle

@@ -219,7 +219,7 @@ class Operations(pyfuse3.Operations):
             return
 
         def change(tx: MetadataTransaction) -> None:
-            files.make_prepared(tx, pending.parent, pending.name, pending.inode)
+            files.make_prepared(tx, pending.parent, pending.name, pending.inode, pending.created_ns)
             if also is not None:
                 also(tx)
 
@@ -324,8 +324,14 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        await self._settle_children(inode)
-        return self._attributes(self._fresh(inode))
+        fresh = self._fresh(inode)
+        if self.open_files.pending and fresh.kind == Kind.DIRECTORY:
+            newest_ns = max(
+                (state.pending.created_ns for state in self.open_files.children(inode) if state.pending), default=0
+            )
+            fresh.mtime_ns = max(fresh.mtime_ns, newest_ns)
+            fresh.ctime_ns = max(fresh.ctime_ns, newest_ns)
+        return self._attributes(fresh)
 
     @handler
     async def setattr(

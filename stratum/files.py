@@ -146,13 +146,18 @@ def prepare_file(
     return Inode(number, Kind.FILE, mode=bits, uid=caller.uid, gid=gid, now_ns=now_ns, bucket=directory.bucket)
 
 
-def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: Inode) -> Inode:
-    """Raises `Exists` if the name was taken meanwhile and `NotFound` if the directory was removed."""
+def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: Inode, created_ns: int) -> Inode:
+    """The directory's times become those of the creation, which the kernel may have been told already.
+
+    Raises `Exists` if the name was taken meanwhile and `NotFound` if the directory was removed.
+    """
     directory = _check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
     inode = copy.copy(prepared)
     tx.add_inode(inode)
+    times = max(directory.mtime_ns, created_ns), max(directory.ctime_ns, created_ns)
     tree.attach(tx, directory, name, Dentry(inode.number, Kind.FILE))
+    directory.mtime_ns, directory.ctime_ns = times
     return inode
 
 
