@@ -12,13 +12,14 @@ import functools
 import os
 import stat
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
 
 from stratum import content, files, mount_names, tree
-from stratum.errors import Exists, NotFound, StratumError, TryAgain
+from stratum.errors import Exists, NoSpace, NotFound, StratumError, TryAgain
 from stratum.files import Attributes, Caller
 from stratum.fuse.errors import TABLE
 from stratum.fuse.open_files import OpenFiles
@@ -147,7 +148,8 @@ class Operations(pyfuse3.Operations):
         with self._volume.snapshot() as reader:
             state = self.open_files.pending.get((parent_inode, name))
             if state is not None:
-                if mount_names.find(reader, parent_inode, name) is None:
+                found = mount_names.find(reader, parent_inode, name)
+                if found is None or found[1].inode == state.number:  # to come, or committed just now
                     return self._entry(self._fresh(state.number), name)
                 self.open_files.lose(state)  # S3 was quicker
             if name in {b".", b".."}:
@@ -273,7 +275,14 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._settle_name(parent_inode, name)
+        try:
+            await self._settle_name(parent_inode, name)
+        except NoSpace:
+            state = self.open_files.pending.get((parent_inode, name))
+            if state is None:
+                raise
+            self.open_files.lose(state)  # it never was on the disk: on a full one that is all there is to do
+            return
         number = await self.commit(lambda tx: files.unlink(tx, parent_inode, name, self.open_files.is_used), frees=True)
         self._lost_name(number)
 
@@ -592,13 +601,13 @@ class Operations(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._fresh(inode)
-        await self._settle_children(inode)
         return self.open_files.open_directory(inode)
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self.open_files.directories[fh]
-        await self._settle_children(directory.number)
+        with suppress(NoSpace, NotFound):  # a full disk hides what it cannot take, but is listed
+            await self._settle_children(directory.number)
         with self._volume.snapshot() as reader:
             start = self._position(reader, directory.number, directory.positions, start_id)
             cookie, last = start_id, b""

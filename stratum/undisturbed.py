@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOLD_S_MAX = 0.005
+STAND_S_MAX = 0.02
 
 
 class _Hold:
@@ -26,13 +27,13 @@ class _Hold:
         self._holding = False
 
     def stand(self) -> None:
-        """In the loop's thread: sleep until `leave`."""
+        """In the loop's thread: sleep until `leave`, or until that takes too long (a Complete of ten thousand parts)."""
         with self._lock:
             if self._abandoned:
                 return
             self._holding = True
         self._arrived.release()
-        self._resume.acquire()
+        self._resume.acquire(timeout=STAND_S_MAX)
 
     def wait(self) -> None:
         if not self._arrived.acquire(timeout=HOLD_S_MAX):

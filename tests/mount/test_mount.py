@@ -9,8 +9,10 @@ import os
 import socket
 import stat
 import subprocess
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -445,6 +447,44 @@ def test_a_created_file_reaches_s3_when_it_is_closed(s3: Any, home: Path) -> Non
         assert time.monotonic() < deadline, "a file nobody closes must come to S3 within about a second"
         time.sleep(0.1)
     os.close(waits)
+
+
+def test_files_are_found_while_they_are_being_committed(s3: Any, home: Path) -> None:
+    """Names are looked up afresh, because the kernel forgets them all the time, in every phase of a file's first commit."""
+    ending = threading.Event()
+
+    def forget() -> None:
+        while not ending.is_set():
+            Path("/proc/sys/vm/drop_caches").write_text("2")
+
+    def work(number: int) -> list[str]:
+        wrong = []
+        for at in range(60):
+            path = home / f"{number}-{at}"
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_EXCL)
+            os.write(descriptor, b"first ")
+            syncer = threading.Thread(target=os.fsync, args=(descriptor,))
+            syncer.start()
+            for _ in range(5):
+                if path.stat().st_ino != os.fstat(descriptor).st_ino:
+                    wrong.append(f"{path.name}: another inode")
+            syncer.join()
+            os.write(descriptor, b"second")
+            os.close(descriptor)
+            if path.read_bytes() != b"first second":
+                wrong.append(f"{path.name}: {path.read_bytes()!r}")
+        return wrong
+
+    forgetter = threading.Thread(target=forget)
+    forgetter.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert [line for lines in pool.map(work, range(4)) for line in lines] == []
+    finally:
+        ending.set()
+        forgetter.join()
+    assert len(keys(s3, home)) == 240
+    assert {body(s3, home, key) for key in keys(s3, home)[::10]} == {b"first second"}
 
 
 def test_a_created_file_whose_name_s3_takes(s3: Any, home: Path) -> None:
