@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -157,3 +158,18 @@ def test_a_file_with_many_slices_is_freed_in_steps(opened: Volume) -> None:
         assert list(reader.scan(b"S", b"T")) == []
         assert list(reader.scan(b"W", b"Z")) == []
     assert fsck.check(opened) == []
+
+
+def test_overwrites_of_small_files_do_not_grow_the_store(opened: Volume) -> None:
+    dice = random.Random(7)
+    sizes: dict[int, int] = {}
+    used = []
+    for _ in range(3):
+        for _ in range(1500):
+            key = dice.randrange(200)
+            sizes[key] = dice.randrange(1, content.INLINE_BYTES_MAX + 1)
+            put(opened, f"d{key % 7}/{key}", BIG[: sizes[key]])
+        used.append(opened.store.used_bytes())
+    live = sum(sizes.values())
+    assert used[-1] < 3 * live, f"{used[-1]} bytes for {live}"
+    assert used[-1] < used[0] * 1.3, f"the store grows with every overwrite: {used}"
