@@ -23,6 +23,9 @@ CONNECTIONS_MAX = 2048
 
 
 def main() -> None:
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     root, listener = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     config = load(root)
@@ -30,9 +33,6 @@ def main() -> None:
     logs.set_up(config.log_format, config.log_level)
     # What it would say we say ourselves: one line a request, and a line for each that breaks.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    # uvicorn raises the signals it caught again when it has shut down; the volume must be closed before the process ends.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Volume(root, "s3") as volume:
         tls = bool(config.s3_tls_certificate)
         settings = uvicorn.Config(
@@ -41,7 +41,15 @@ def main() -> None:
             limit_concurrency=min(CONNECTIONS_MAX, descriptors - 512), ssl_certfile=root / config.s3_tls_certificate if tls else None,
             ssl_keyfile=root / config.s3_tls_key if tls else None,
         )  # fmt: skip
-        uvicorn.Server(settings).run(sockets=[listener])
+        server = uvicorn.Server(settings)
+
+        def end(*_: object) -> None:
+            server.should_exit = True
+
+        # While it runs uvicorn catches the signal itself, and raises it again when it has shut down; the volume must be closed then.
+        signal.signal(signal.SIGTERM, end)
+        if not asked:
+            server.run(sockets=[listener])
 
 
 if __name__ == "__main__":

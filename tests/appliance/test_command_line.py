@@ -258,3 +258,17 @@ def unmapped_bytes(pid: int) -> int:
     except OSError:
         return 0
     return total
+
+
+def test_the_endpoint_ends_in_whatever_phase_it_is_asked_to(tmp_path: Path) -> None:
+    """SIGTERM while the workers start must not get lost in them."""
+    root = tmp_path / "volume"
+    stratum("init", root)
+    for step in range(8):
+        words = [sys.executable, "-m", "stratum.cli.main", "s3", str(root)]
+        with (tmp_path / "log").open("a") as log:
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
+        time.sleep(0.4 + 0.06 * step)  # the moment is what the test is about
+        process.terminate()
+        process.wait(10)
+    assert "worker_killed" not in (tmp_path / "log").read_text()
