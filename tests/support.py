@@ -163,7 +163,7 @@ class Server:
             self.process.stdout.close()
         self.process = None
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and any(_alive(pid) for pid in pids):
+        while time.monotonic() < deadline and any(is_alive(pid) for pid in pids):
             time.sleep(0.02)
 
     def processes(self) -> list[dict[str, Any]]:
@@ -212,7 +212,7 @@ class Server:
         return [line for line in self.log.read_text().splitlines() if " ERROR " in line or "Traceback" in line]
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
