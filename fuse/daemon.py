@@ -111,8 +111,7 @@ async def _main(
     read_only: bool,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
-    undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
-    volume.committer.undisturbed = lambda: undisturbed
+    volume.committer.undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
     follower = Follower(volume, operations, token)
     followers.append(follower)
     device = device_of(mountpoint)

@@ -78,8 +78,8 @@ _IN_LOOP = frozenset((
     "put_object", "upload_part", "delete_object",
 ))  # fmt: skip
 """Called in the loop's thread: they compute, and return an awaitable for what is left where that waits."""
-DOCUMENT_BYTES_MAX = 4 * 1024 * 1024 + 65536
-"""The longest XML body, CompleteMultipartUpload's, with room for aws-chunked framing."""
+_WIRE_BYTES_MAX = multipart_handlers.COMPLETE_BYTES_MAX + 65536
+"""The longest document, CompleteMultipartUpload's, with room for aws-chunked framing."""
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE"))
 
 
@@ -203,7 +203,7 @@ class Application:
 
     async def _answer(self, exchange: Exchange, scope: dict[str, Any]) -> Answer:
         volume, config = self._volume, self._volume.config
-        waits = self._waits or self._waits_here()
+        waits = self._waits_here()
         exchange.request = request = S3Request(scope, config, exchange.request_id)
         exchange.incoming.length = request.length
         handler, exchange.operation = route(request)
@@ -219,7 +219,7 @@ class Application:
                 found = None
         if found is None:
             if request.has_body:
-                context.document = await exchange.incoming.all(DOCUMENT_BYTES_MAX)
+                context.document = await exchange.incoming.all(_WIRE_BYTES_MAX)
             found = await waits.computed(handler, context)
         return found if isinstance(found, Answer) else await found
 

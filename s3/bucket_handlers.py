@@ -38,7 +38,7 @@ def create_bucket(context: Context) -> Answer:
     buckets.check_name(name)
     acl = canned_acl(context, for_object=False)
     region = ""
-    if context.header("content-length") not in {None, "0"} or context.header("transfer-encoding"):
+    if context.request.has_body:
         body = read_document(context)
         if body:
             region = _location(context, parse(body, "CreateBucketConfiguration"))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from stratum.schema import BucketRow, PartRow, UploadRow
     from stratum.transaction import InodeReader, MetadataTransaction
 
-_COMPLETE_BYTES_MAX = 4 * 1024 * 1024
+COMPLETE_BYTES_MAX = 4 * 1024 * 1024
 
 
 def _bucket(context: Context, reader: InodeReader, what: str) -> BucketRow:
@@ -237,7 +237,7 @@ def complete_upload(context: Context) -> Answer:
     check_key(context.key)
     with context.volume.snapshot() as reader:
         _bucket(context, reader, access.WRITE)
-    root = parse(read_document(context, _COMPLETE_BYTES_MAX), "CompleteMultipartUpload")
+    root = parse(read_document(context, COMPLETE_BYTES_MAX), "CompleteMultipartUpload")
     parts = []
     for child in root:
         number, etag = text(child, "PartNumber"), text(child, "ETag")

@@ -142,7 +142,6 @@ def get_object(context: Context) -> Answer:
             else:
                 answer.body = Stream(pieces, ExitStack())
             return answer
-    context.reader = None
     with ExitStack() as stack:
         stack.enter_context(volume.reading())
         with volume.snapshot() as reader:

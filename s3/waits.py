@@ -34,8 +34,7 @@ class Waits:
         self._outcomes: deque[tuple[asyncio.Future[Any], Mutation[Any]]] = deque()
         self._woken = False
         self.uploads = 0
-        undisturbed = Undisturbed(self._loop.call_soon_threadsafe)
-        volume.committer.undisturbed = lambda: undisturbed
+        volume.committer.undisturbed = Undisturbed(self._loop.call_soon_threadsafe)
 
     async def mutate(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
         """Like `Volume.mutate`, awaiting instead of blocking."""

@@ -87,7 +87,7 @@ class Committer:
         may_grow: Callable[[], bool],
         release_reserve: Callable[[], bool],
     ) -> None:
-        self.undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.undisturbed: AbstractContextManager[object] = nullcontext()
         """Entered while mutations run, for a process whose other threads can be asked to hold still meanwhile."""
         self._store = store
         self._session = session
@@ -196,7 +196,7 @@ class Committer:
         with self._store.transact() as kv:
             # Who commits alone waits for nobody: holding a loop still costs it a wake-up.
             alone = self._batch_before <= 1 and self._queue.empty()
-            with turn, nullcontext() if alone else self.undisturbed():
+            with turn, nullcontext() if alone else self.undisturbed:
                 if more:
                     self._gather(batch)
                 tx = MetadataTransaction(kv, self._session, self._new_id)

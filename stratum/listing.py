@@ -168,10 +168,10 @@ class _Walker:
             return
         slash = inside.find(b"/")
         wanted = inside if slash < 0 else inside[: slash + 1]
-        while True:
+        while slash < 0:
             # Pages of plain files are taken whole; whatever is not that simple goes row by row.
             rows = longkeys.page(self._reader.kv, b"D", number, first, wanted, self._batch_rows)
-            if rows is None or slash >= 0:
+            if rows is None:
                 break
             batch = [(path + entry, raw) for entry, raw in rows if raw[8] == 1]  # 1: Kind.FILE
             if len(batch) != len(rows):

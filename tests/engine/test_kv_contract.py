@@ -100,6 +100,8 @@ def test_it_is_a_sorted_dictionary(store: Store, rows: dict[bytes, bytes], start
             tx.put(key, value)
     with store.snapshot() as snapshot:
         assert list(snapshot.scan(start, stop)) == [(key, rows[key]) for key in sorted(rows) if start <= key < stop]
+        for limit in (1, 3, 1000):
+            assert snapshot.first_rows(start, stop, limit) == list(snapshot.scan(start, stop))[:limit]
 
 
 def test_what_last_id_names_can_be_read(store: Store) -> None:

@@ -46,7 +46,7 @@ def read_all(connection: socket.socket) -> bytes:
         while data := connection.recv(65536):
             answer += data
     except ConnectionResetError:
-        pass
+        pass  # a server that closes with bytes of ours unread resets; what it said before that came
     return answer
 
 
