@@ -20,6 +20,7 @@ from stratum.log import get_logger
 from stratum.s3 import bucket_handlers, list_handlers, multipart_handlers, object_read, object_write
 from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
+from stratum.s3.connection import UNSENT
 from stratum.s3.context import Context, http_date
 from stratum.s3.errors import STATUS, S3Error, code_of, not_implemented
 from stratum.s3.incoming import Incoming
@@ -246,7 +247,7 @@ class Application:
             while piece:
                 following = waits.in_thread(body.read)
                 try:
-                    await self._send_piece(piece, send, watcher)
+                    await self._send_piece(piece, send, watcher, scope[UNSENT])
                 finally:
                     piece = await following
             await send({"type": "http.response.body", "body": b""})
@@ -261,17 +262,29 @@ class Application:
             watcher.cancel()
             body.close()
 
-    async def _send_piece(self, piece: bytes | memoryview, send: Send, watcher: asyncio.Task[None]) -> None:
+    async def _send_piece(
+        self, piece: bytes | memoryview, send: Send, watcher: asyncio.Task[None], unsent_bytes: Callable[[], int]
+    ) -> None:
         """Raises `ClientGone` when nobody reads."""
         view = memoryview(piece)
         for at in range(0, len(view), _SEND_BYTES):
-            if watcher.done():
-                raise ClientGone("the client went away")
-            try:
-                async with asyncio.timeout(self._idle_s_max):
-                    await send({"type": "http.response.body", "body": view[at : at + _SEND_BYTES], "more_body": True})
-            except TimeoutError:
-                raise ClientGone(f"the client read nothing for {self._idle_s_max:g} seconds") from None
+            message = {"type": "http.response.body", "body": view[at : at + _SEND_BYTES], "more_body": True}
+            before = unsent_bytes()
+            while True:
+                if watcher.done():
+                    raise ClientGone("the client went away")
+                try:
+                    # uvicorn waits for room first and writes then, so what timed out was not sent.
+                    async with asyncio.timeout(self._idle_s_max):
+                        await send(message)
+                    break
+                except TimeoutError:
+                    if watcher.done():
+                        continue
+                    now = unsent_bytes()
+                    if now >= before:
+                        raise ClientGone(f"the client read nothing for {self._idle_s_max:g} seconds") from None
+                    before = now
 
     async def _refusal(self, exchange: Exchange, scope: dict[str, Any], error: StratumError) -> Answer:
         code = code_of(error)

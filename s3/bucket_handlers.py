@@ -157,7 +157,7 @@ def get_object_acl(context: Context) -> Answer:
 def _wanted_acl(context: Context, owner: str, *, for_object: bool) -> str:
     """From x-amz-acl, or from a body whose grants are those of a canned ACL."""
     refuse_unbuilt(context.request)
-    body = read_document(context) if context.header("content-length") not in {None, "0"} else b""
+    body = read_document(context) if context.request.has_body else b""
     header = context.header("x-amz-acl")
     if header is not None:
         if body:

@@ -6,19 +6,52 @@ to time (`incoming`), and a connection without a request is uvicorn's to close.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import fcntl
+import secrets
+import struct
+import termios
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from stratum.log import get_logger
+from stratum.s3.errors import STATUS
+from stratum.s3.xml import error as error_body
+
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable, Callable
 
 HEAD_S_MAX = 30.0
 HEAD_BYTES_MAX = 64 * 1024
+CONNECTIONS_MAX = 2048
+BUSY_RETRY_S = 1
+_HEADERS = [(b"content-type", b"application/xml"), (b"server", b"Stratum"), (b"connection", b"close")]
+log = get_logger("s3")
 
 
 class HeadTooLarge(ValueError):
     """llhttp turns it into a refused request."""
+
+
+def _refusal(code: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body for who is refused before the application sees a request."""
+    request_id = secrets.token_hex(8)
+    log.info("refused", request_id=request_id, code=code, why=message)
+    body = error_body(code, message, "", request_id, {})
+    identity, length = (b"x-amz-request-id", request_id.encode()), (b"content-length", str(len(body)).encode())
+    return [*_HEADERS, identity, length], body
+
+
+async def _busy(_scope: object, _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    headers, body = _refusal("SlowDown", f"this process has {CONNECTIONS_MAX} connections; try again in a moment")
+    headers.append((b"retry-after", str(BUSY_RETRY_S).encode()))
+    await send({"type": "http.response.start", "status": STATUS["SlowDown"], "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+UNSENT = "stratum.unsent_bytes"
+"""Key of the scope: a function that says how much of what was sent the client has not taken yet."""
 
 
 class Connection(HttpToolsProtocol):
@@ -26,8 +59,19 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._application = self.app
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
+
+    def _unsent_bytes(self) -> int:
+        """In our buffer and in the kernel's. The kernel wakes a writer only when a third of its own is free, which may be
+        megabytes: a slow client and one that reads nothing look the same from there.
+        """
+        if self.transport.is_closing():
+            return 0
+        asked = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        in_kernel: int = struct.unpack("i", asked)[0]
+        return self.transport.get_write_buffer_size() + in_kernel
 
     def _arm(self) -> None:
         self._disarm()
@@ -63,10 +107,26 @@ class Connection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > HEAD_BYTES_MAX:
-            raise HeadTooLarge(f"the head of the request is longer than {HEAD_BYTES_MAX} bytes")
+            raise HeadTooLarge
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own sentence says less
+        """Llhttp could not read the head, or it is too long."""
+        if self._head_bytes > HEAD_BYTES_MAX:
+            code, message = (
+                "RequestHeaderSectionTooLarge",
+                f"the head of the request is longer than {HEAD_BYTES_MAX} bytes",
+            )
+        else:
+            code, message = "BadRequest", "this is not an HTTP/1.1 request"
+        headers, body = _refusal(code, message)
+        head = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(b"HTTP/1.1 %d Bad Request\r\n%s\r\n%s" % (STATUS[code], head, body))
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         self._disarm()
+        self.app = self._application if len(self.connections) <= CONNECTIONS_MAX else _busy
         super().on_headers_complete()
+        cast("dict[str, Any]", self.scope)[UNSENT] = self._unsent_bytes
         if self.url.startswith(b"/"):
             self.scope["raw_path"], _, self.scope["query_string"] = self.url.partition(b"?")

@@ -19,7 +19,6 @@ from stratum.volume import Volume
 
 KEEP_ALIVE_S = 75
 DRAIN_S_MAX = 10
-CONNECTIONS_MAX = 2048
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     die_with_parent()
     root, listener = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     config = load(root)
-    descriptors = raise_descriptor_limit()
+    raise_descriptor_limit()
     logs.set_up(config.log_format, config.log_level)
     # What it would say we say ourselves: one line a request, and a line for each that breaks.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
@@ -38,7 +37,7 @@ def main() -> None:
         settings = uvicorn.Config(
             Application(volume), http=Connection, loop="uvloop", lifespan="off", ws="none", log_config=None, access_log=False,
             proxy_headers=False, server_header=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S_MAX,
-            limit_concurrency=min(CONNECTIONS_MAX, descriptors - 512), ssl_certfile=root / config.s3_tls_certificate if tls else None,
+            ssl_certfile=root / config.s3_tls_certificate if tls else None,
             ssl_keyfile=root / config.s3_tls_key if tls else None,
         )  # fmt: skip
         server = uvicorn.Server(settings)

@@ -13,16 +13,15 @@ import os
 import signal
 import ssl
 import subprocess
-import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum.config import load, parse_listen
 from stratum.housekeeping import Housekeeper
 from stratum.log import get_logger
+from stratum.processes import KeptProcess, end_all, proportional_bytes
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
@@ -33,18 +32,6 @@ if TYPE_CHECKING:
 log = get_logger("supervisor")
 GRACE_S = 25.0
 START_S_MAX = 60.0
-RESTART_PAUSE_S_MAX = 10.0
-
-
-@dataclass(slots=True)
-class _Part:
-    role: str
-    arguments: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    started_s: float = 0.0
-    pause_s: float = 0.1
-    not_before_s: float = 0.0
-    ready: threading.Event = field(default_factory=threading.Event)
 
 
 def serve(root: Path, announce: Callable[[dict[str, Any]], None]) -> int:
@@ -53,68 +40,30 @@ def serve(root: Path, announce: Callable[[dict[str, Any]], None]) -> int:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    parts = [_Part("s3", ["s3", str(root)])]
-    if config.mount_path:
-        parts.append(_Part("mount", ["mount", str(root)]))
+    roles = ["s3", "mount"] if config.mount_path else ["s3"]
+    parts = [KeptProcess(role, ["-m", "stratum.cli.main", role, str(root), "--supervised"]) for role in roles]
     with Volume(root, "supervisor") as volume:
         housekeeper = Housekeeper(volume)
         code = 0
         try:
             for part in parts:
-                _start(part)
+                part.keep_alive()
             watcher = threading.Thread(target=_wait_ready, args=(config, root, parts, announce, ending), daemon=True)
             watcher.start()
             while not ending.wait(0.1):
                 for part in parts:
-                    _keep_alive(part)
+                    part.keep_alive()
                 if volume.failed is not None:
                     log.error("ending", error=str(volume.failed))
                     code = 70
                     break
         finally:
             ending.set()
-            _end(parts)
+            end_all(parts, GRACE_S)
             if config.mount_path:
                 _detach(root / config.mount_path)
             housekeeper.stop()
     return code
-
-
-def _start(part: _Part) -> None:
-    part.started_s = time.monotonic()
-    part.process = subprocess.Popen(
-        [sys.executable, "-m", "stratum.cli.main", *part.arguments, "--supervised"],
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-    )
-    log.info("started", role=part.role, pid=part.process.pid)
-
-
-def _keep_alive(part: _Part) -> None:
-    now = time.monotonic()
-    if part.process is not None and part.process.poll() is not None:
-        log.warning("part_ended", role=part.role, pid=part.process.pid, code=part.process.returncode)
-        part.process = None
-        part.pause_s = 0.1 if now - part.started_s > 10 else min(part.pause_s * 2, RESTART_PAUSE_S_MAX)
-        part.not_before_s = now + part.pause_s
-    if part.process is None and now >= part.not_before_s:
-        _start(part)
-
-
-def _end(parts: list[_Part]) -> None:
-    deadline = time.monotonic() + GRACE_S
-    for part in reversed(parts):
-        if part.process is not None and part.process.poll() is None:
-            part.process.terminate()
-    for part in parts:
-        if part.process is None:
-            continue
-        try:
-            part.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            log.error("part_killed", role=part.role, pid=part.process.pid)
-            part.process.kill()
-            part.process.wait()
 
 
 def _detach(mountpoint: Path) -> None:
@@ -124,7 +73,11 @@ def _detach(mountpoint: Path) -> None:
 
 
 def _wait_ready(
-    config: Config, root: Path, parts: list[_Part], announce: Callable[[dict[str, Any]], None], ending: threading.Event
+    config: Config,
+    root: Path,
+    parts: list[KeptProcess],
+    announce: Callable[[dict[str, Any]], None],
+    ending: threading.Event,
 ) -> None:
     deadline = time.monotonic() + START_S_MAX
     waiting = {part.role for part in parts}
@@ -185,7 +138,6 @@ def mount_answers(mountpoint: Path) -> bool:
 def status(root: Path) -> dict[str, Any]:
     """What the volume holds and who has it open; needs no running server."""
     from stratum import buckets
-    from stratum.processes import proportional_bytes
 
     with Volume(root, "status") as volume:
         config = volume.config

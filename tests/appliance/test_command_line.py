@@ -273,4 +273,4 @@ def test_the_endpoint_ends_in_whatever_phase_it_is_asked_to(tmp_path: Path) -> N
         time.sleep(0.4 + 0.06 * step)  # the moment is what the test is about
         process.terminate()
         process.wait(10)
-    assert "worker_killed" not in (tmp_path / "log").read_text()
+    assert "process_killed" not in (tmp_path / "log").read_text()

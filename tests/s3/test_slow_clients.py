@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -41,13 +42,13 @@ def connect(server: Server) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    answer = b""
+    pieces = []
     try:
         while data := connection.recv(65536):
-            answer += data
+            pieces.append(data)
     except ConnectionResetError:
         pass  # a server that closes with bytes of ours unread resets; what it said before that came
-    return answer
+    return b"".join(pieces)
 
 
 def worker_rss_bytes(server: Server) -> int:
@@ -95,10 +96,14 @@ def test_a_reader_that_vanishes_ends_its_stream(impatient: Server) -> None:
 
 
 def test_a_slow_reader_gets_every_byte(impatient: Server) -> None:
+    """It reads all the time, but for longer than IDLE_S_MAX the kernel has no room for more."""
     connection = connect(impatient)
     connection.sendall(b"GET /open/large HTTP/1.1\r\nHost: h\r\nRange: bytes=0-20971519\r\nConnection: close\r\n\r\n")
-    answer = read_all(connection)
-    head, _, body = answer.partition(b"\r\n\r\n")
+    pieces = []
+    for _ in range(25):
+        pieces.append(connection.recv(65536))
+        time.sleep(IDLE_S_MAX / 5)
+    head, _, body = b"".join([*pieces, read_all(connection)]).partition(b"\r\n\r\n")
     assert re.match(rb"HTTP/1.1 206", head)
     assert len(body) == 20 * MIB
 
@@ -108,7 +113,18 @@ def test_a_head_without_end_is_refused(impatient: Server) -> None:
     connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"X-Long: " + b"a" * 20_000 + b"\r\n")
     for number in range(6):
         connection.sendall(f"X-{number}: ".encode() + b"b" * (HEAD_BYTES_MAX // 4) + b"\r\n")
-    assert b"400" in read_all(connection).split(b"\r\n")[0]
+    answer = read_all(connection)
+    assert b"400" in answer.split(b"\r\n")[0]
+    assert b"<Code>RequestHeaderSectionTooLarge</Code>" in answer
+
+
+def test_what_is_not_http_is_refused_in_s3s_words(impatient: Server) -> None:
+    connection = connect(impatient)
+    connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+    answer = read_all(connection)
+    assert b"400" in answer.split(b"\r\n")[0]
+    assert b"<Code>BadRequest</Code>" in answer
+    assert b"x-amz-request-id: " in answer
 
 
 def test_nothing_is_read_behind_a_body_that_was_refused(impatient: Server) -> None:
