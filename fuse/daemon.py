@@ -13,6 +13,7 @@ import trio
 
 from stratum import housekeeping
 from stratum.errors import Busy, StratumError, UnfinishedMount
+from stratum.fuse import _negotiate
 from stratum.fuse.invalidation import Follower
 from stratum.fuse.operations import Operations
 from stratum.log import get_logger
@@ -161,6 +162,8 @@ def _tune(device: int) -> None:
 async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
     """Ready is when the mount answers, not when it was asked for."""
     await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+    if not _negotiate.keeps_umask_out():
+        log.error("umask_comes_first", why="the kernel narrows default access lists by the umask; update it or libfuse")
     ready()
 
 

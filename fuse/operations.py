@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import pyfuse3
 import trio
 
-from stratum import content, files, mount_names, tree
+from stratum import access_lists, content, files, mount_names, tree
 from stratum.errors import Exists, NoSpace, NotFound, StratumError, TryAgain
 from stratum.files import Attributes, Caller
 from stratum.fuse.errors import TABLE
@@ -74,7 +74,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = False
-    enable_acl = False
+    enable_acl = True
 
     def __init__(self, volume: Volume) -> None:
         super().__init__()
@@ -161,6 +161,11 @@ class Operations(pyfuse3.Operations):
         for number, count in inode_list:
             self.open_files.forget(number, count)
 
+    @staticmethod
+    def _groups(ctx: pyfuse3.RequestContext) -> set[int]:
+        """Slow: it reads /proc. The kernel checks permissions; this is for what it does not know."""
+        return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
+
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
         return Caller(ctx.uid, ctx.gid, ctx.umask)
 
@@ -200,6 +205,10 @@ class Operations(pyfuse3.Operations):
             inode = files.prepare_file(
                 reader, parent_inode, name, mode, self._caller(ctx), self._volume.new_id(), time.time_ns()
             )
+        if inode is None:
+            number = await self._make(parent_inode, name, stat.S_IFREG | mode & 0o7777, ctx)
+            entry = self._entry_now(number, name)
+            return pyfuse3.FileInfo(fh=self.open_files.open(number, writable=True), keep_cache=True), entry
         handle = self.open_files.create(parent_inode, name, inode)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry(inode, name)
 
@@ -426,6 +435,8 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if name == b"security.capability":  # asked before every write(2); there never is one
             raise pyfuse3.FUSEError(errno.ENODATA)
+        if access_lists.is_one(name) and not self._fresh(inode).flags & access_lists.FLAGS[name]:
+            raise pyfuse3.FUSEError(errno.ENODATA)
         await self._settle_number(inode)
         with self._volume.snapshot() as reader:
             return files.get_attribute(reader, inode, name)
@@ -438,10 +449,11 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        if name.startswith((b"system.", b"security.capability")):
+        if name.startswith((b"system.", b"security.capability")) and not access_lists.is_one(name):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         await self._settle_number(inode)
-        await self.commit(lambda tx: files.set_attribute(tx, inode, name, value))
+        keeps = name != access_lists.ACCESS or ctx.uid == 0 or self._fresh(inode).gid in self._groups(ctx)
+        await self.commit(lambda tx: files.set_attribute(tx, inode, name, value, keeps_set_gid=keeps))
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, mount_names, object_attributes, tree
+from stratum import access_lists, buckets, content, mount_names, object_attributes, tree
 from stratum.errors import (
     CrossDevice,
     DirectoryNotEmpty,
@@ -93,9 +93,22 @@ def _check_free(reader: InodeReader, parent: int, name: bytes) -> None:
         raise Exists(f"{os.fsdecode(name)!r} exists already")
 
 
-def _owner_of_new(parent: Inode, caller: Caller) -> tuple[int, bool]:
-    """(gid, whether a directory inherits set-group-id)."""
-    return (parent.gid, True) if parent.mode & stat.S_ISGID else (caller.gid, False)
+def _new_inode(
+    directory: Inode, kind: int, mode: int, caller: Caller, number: int, now_ns: int, rdev: int = 0
+) -> Inode:
+    """Who owns what is made in a directory, and with which bits, its lists left out."""
+    bits = 0o777 if kind == Kind.SYMLINK else mode & 0o7777
+    if not directory.flags & Inode.DEFAULT_ACCESS_LIST and kind != Kind.SYMLINK:
+        bits &= ~caller.umask
+    gid = caller.gid
+    if directory.mode & stat.S_ISGID:
+        gid = directory.gid
+        if kind == Kind.DIRECTORY:
+            bits |= stat.S_ISGID
+    return Inode(
+        number, kind, mode=bits, uid=caller.uid, gid=gid, now_ns=now_ns, bucket=directory.bucket, parent=directory.number if kind == Kind.DIRECTORY else 0,
+        rdev=rdev,
+    )  # fmt: skip
 
 
 def make(
@@ -107,43 +120,43 @@ def make(
         raise InvalidArgument(f"mode {mode:o} names no kind of file")
     directory = _check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
-    gid, inherits = _owner_of_new(directory, caller)
-    bits = mode & 0o7777 & ~caller.umask if kind != Kind.SYMLINK else 0o777
+    inode = _new_inode(directory, kind, mode, caller, tx.new_id(), tx.now_ns, rdev)
     if parent == ROOT_INODE:
         if kind != Kind.DIRECTORY:
             raise NotPermitted("the root of the mount holds buckets only; make files inside one")
         owner = _bucket_owner(tx)
-        row = buckets.create(tx, os.fsdecode(name), owner, mode=bits, uid=caller.uid, gid=gid)
-        return tx.inode(row.inode)
+        row = buckets.create(tx, os.fsdecode(name), owner, mode=inode.mode, uid=inode.uid, gid=inode.gid)
+        inode = tx.inode(row.inode)
+        access_lists.inherit(tx, directory, inode, mode)
+        return inode
     if len(target) > SYMLINK_BYTES_MAX:
         raise NameTooLong(f"a symlink target of {len(target)} bytes; {SYMLINK_BYTES_MAX} is the most")
+    tx.add_inode(inode)
     if kind == Kind.DIRECTORY:
-        inode = tree.new_directory(
-            tx, directory, mode=bits | (stat.S_ISGID if inherits else 0), uid=caller.uid, gid=gid, explicit=True
-        )
-    else:
-        inode = Inode(
-            tx.new_id(), kind, mode=bits, uid=caller.uid, gid=gid, now_ns=tx.now_ns, bucket=directory.bucket, rdev=rdev
-        )
-        tx.add_inode(inode)
-        if target:
-            content.put_inline(tx, inode, target)
-            inode.size = len(target)
+        inode.nlink = 2
+        inode.flags |= Inode.EXPLICIT
+    if target:
+        content.put_inline(tx, inode, target)
+        inode.size = len(target)
+    access_lists.inherit(tx, directory, inode, mode & 0o7777)
     tree.attach(tx, directory, mount_names.entry_of_name(kind, name), Dentry(inode.number, kind))
     return inode
 
 
 def prepare_file(
     reader: InodeReader, parent: int, name: bytes, mode: int, caller: Caller, number: int, now_ns: int
-) -> Inode:
-    """Everything `make` would check for a regular file, and the inode it would make; nothing is written."""
+) -> Inode | None:
+    """Everything `make` would check for a regular file, and the inode it would make; nothing is written.
+
+    None if the inode would not be all there is to it: a directory with a default list.
+    """
     directory = _check_new_name(reader, parent, name)
     _check_free(reader, parent, name)
     if parent == ROOT_INODE:
         raise NotPermitted("the root of the mount holds buckets only; make files inside one")
-    gid, _ = _owner_of_new(directory, caller)
-    bits = mode & 0o7777 & ~caller.umask
-    return Inode(number, Kind.FILE, mode=bits, uid=caller.uid, gid=gid, now_ns=now_ns, bucket=directory.bucket)
+    if directory.flags & Inode.DEFAULT_ACCESS_LIST:
+        return None
+    return _new_inode(directory, Kind.FILE, mode, caller, number, now_ns)
 
 
 def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: Inode, created_ns: int) -> Inode:
@@ -366,6 +379,8 @@ class Attributes:
 def set_attributes(tx: MetadataTransaction, number: int, wanted: Attributes) -> Inode:
     inode = tx.inode(number)
     apply_attributes(inode, wanted, tx.now_ns)
+    if wanted.mode is not None:
+        access_lists.follow_mode(tx, inode)
     tx.dirty(inode)
     tx.changed(0, b"", number)
     return inode
@@ -398,6 +413,8 @@ def read_symlink(reader: InodeReader, number: int) -> bytes:
 def get_attribute(reader: InodeReader, number: int, name: bytes) -> bytes:
     if object_attributes.is_one(name):
         return object_attributes.get(reader, number, name)
+    if access_lists.is_one(name):
+        return access_lists.get(reader, reader.inode(number), name)
     value = reader.get(key_u64(b"Y", number) + name) if len(name) <= XATTR_NAME_BYTES_MAX else None
     if value is None:
         raise NoSuchAttribute(f"attribute {os.fsdecode(name)!r} is not set")
@@ -409,13 +426,19 @@ def list_attributes(reader: InodeReader, number: int) -> list[bytes]:
     return plain + object_attributes.names(reader, reader.inode(number))
 
 
-def set_attribute(tx: MetadataTransaction, number: int, name: bytes, value: bytes) -> None:
+def set_attribute(
+    tx: MetadataTransaction, number: int, name: bytes, value: bytes, *, keeps_set_gid: bool = True
+) -> None:
+    """`keeps_set_gid`: whether the caller is root or in the file's group; only a new access list asks for it."""
     if not 0 < len(name) <= XATTR_NAME_BYTES_MAX or len(value) > XATTR_BYTES_MAX:
         raise InvalidArgument(
             f"an attribute has a name of 1 to {XATTR_NAME_BYTES_MAX} bytes and at most {XATTR_BYTES_MAX} bytes of value"
         )
     if object_attributes.is_one(name):
         object_attributes.set_value(tx, number, name, value)
+        return
+    if access_lists.is_one(name):
+        access_lists.set_list(tx, number, name, value, keeps_set_gid=keeps_set_gid)
         return
     inode = tx.inode(number)
     tx.put(key_u64(b"Y", number) + name, value)
@@ -427,6 +450,9 @@ def set_attribute(tx: MetadataTransaction, number: int, name: bytes, value: byte
 def remove_attribute(tx: MetadataTransaction, number: int, name: bytes) -> None:
     if object_attributes.is_one(name):
         object_attributes.remove(tx, number, name)
+        return
+    if access_lists.is_one(name):
+        access_lists.set_list(tx, number, name, None)
         return
     get_attribute(tx, number, name)
     inode = tx.inode(number)

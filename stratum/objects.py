@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, tree
+from stratum import access_lists, buckets, content, tree
 from stratum.errors import NoSuchKey, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions, check_copy_source, check_read, check_write
 from stratum.schema import ETAG_PARTS_VERSIONED, Dentry, Inode, Kind, ObjectMetadata, key_u64
@@ -105,7 +105,7 @@ def find_for_write(tx: MetadataTransaction, bucket: BucketRow, key: bytes, condi
 def place(tx: MetadataTransaction, bucket: BucketRow, key: bytes, fill: Callable[[Inode], None]) -> Inode:
     """Put a new inode under `key`; the one before loses this name. `fill` gives it content, ETag and metadata.
 
-    A PUT over an existing file keeps owner and mode. An object always gets a new inode: open handles keep the old bytes,
+    A PUT over an existing file keeps owner, mode and access list. An object always gets a new inode: open handles keep the old bytes,
     and the kernel cannot mix old pages with a new size.
     """
     entries, name = tree.split_key(key)
@@ -126,6 +126,7 @@ def place(tx: MetadataTransaction, bucket: BucketRow, key: bytes, fill: Callable
     if old is not None and old.kind == Kind.FILE:
         before = tx.inode(old.inode)
         inode.mode, inode.uid, inode.gid = before.mode, before.uid, before.gid
+        access_lists.carry(tx, before, inode)
     tx.add_inode(inode)
     fill(inode)
     dentry = Dentry(inode.number, Kind.FILE)

@@ -117,7 +117,10 @@ class Inode:
 
     INLINE = 1  # the content is in the N table
     HAS_METADATA = 2  # there is an M row
+    READ_ONLY = 4  # a bucket's directory: nothing below it changes
     EXPLICIT = 8  # a directory that exists without children
+    ACCESS_LIST = 16  # there is a Y row system.posix_acl_access
+    DEFAULT_ACCESS_LIST = 32  # a directory with a Y row system.posix_acl_default
 
     def __init__(
         self,
