@@ -130,6 +130,7 @@ def _writable(context: Context) -> BucketRow:
     with context.snapshot() as reader:
         bucket = context.bucket(reader)
     access.check_bucket(bucket, context.identity, access.WRITE)
+    buckets.check_writable(bucket)
     return bucket
 
 

@@ -8,7 +8,14 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from stratum import tree
-from stratum.errors import BucketExists, BucketNotEmpty, InvalidArgument, InvalidBucketName, NoSuchBucket
+from stratum.errors import (
+    BucketExists,
+    BucketNotEmpty,
+    InvalidArgument,
+    InvalidBucketName,
+    NoSuchBucket,
+    ReadOnlyBucket,
+)
 from stratum.schema import ROOT_INODE, BucketRow, Dentry, Kind, key_u64, unpack_json
 
 if TYPE_CHECKING:
@@ -49,6 +56,20 @@ def get(reader: InodeReader, name: str) -> BucketRow:
     return row
 
 
+def check_writable(row: BucketRow) -> None:
+    """Raises `ReadOnlyBucket`."""
+    if row.snapshot_of:
+        raise ReadOnlyBucket(f"this bucket is a snapshot of {row.snapshot_of!r} and does not change; clone it instead")
+
+
+def check_free(reader: InodeReader, name: str) -> None:
+    """Raises `InvalidBucketName` or `BucketExists`."""
+    check_name(name)
+    raw = reader.get(b"B" + name.encode())
+    if raw is not None:
+        raise BucketExists(name, unpack_json(raw)["owner"])
+
+
 def scan(reader: InodeReader, start: str = "") -> list[tuple[str, BucketRow]]:
     return [(key[1:].decode(), BucketRow(**unpack_json(raw))) for key, raw in reader.scan(b"B" + start.encode(), b"C")]
 
@@ -65,10 +86,7 @@ def create(
     gid: int = 0,
 ) -> BucketRow:
     """Raises `InvalidBucketName` or `BucketExists`."""
-    check_name(name)
-    raw = tx.get(b"B" + name.encode())
-    if raw is not None:
-        raise BucketExists(name, unpack_json(raw)["owner"])
+    check_free(tx, name)
     root = tx.inode(ROOT_INODE)
     directory = tree.new_directory(tx, root, mode=mode, uid=uid, gid=gid, explicit=True)
     directory.bucket = directory.number
@@ -98,6 +116,7 @@ def remove(tx: MetadataTransaction, name: str, *, also_explicit: bool = True) ->
     from stratum import multipart
 
     row = get(tx, name)
+    check_writable(row)
     directory = tx.inode(row.inode)
     empty: list[tuple[int, bytes, Dentry]] = []
     if directory.entries:

@@ -157,8 +157,12 @@ class CrossDevice(StratumError):
     """Rename or link across buckets: copy and delete instead."""
 
 
-class ReadOnlyVolume(StratumError):
-    """The volume or the mount takes no writes; the message says why."""
+class AccessRefused(StratumError):
+    """The caller's user may not do this by the file's permissions."""
+
+
+class ReadOnlyBucket(StratumError):
+    """The bucket is a snapshot: nothing in it changes. Clone it to get a writable one."""
 
 
 class NoSpace(StratumError):

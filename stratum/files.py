@@ -68,7 +68,7 @@ def lookup(reader: InodeReader, parent: int, name: bytes) -> Inode:
     return reader.inode(found[1].inode)
 
 
-def _check_new_name(reader: InodeReader, parent: int, name: bytes) -> Inode:
+def check_new_name(reader: InodeReader, parent: int, name: bytes) -> Inode:
     """The parent, if something may be made in it under `name`."""
     if len(name) > mount_names.NAME_BYTES_MAX:
         raise NameTooLong(f"a name of {len(name)} bytes; 255 is the most")
@@ -85,6 +85,7 @@ def _check_new_name(reader: InodeReader, parent: int, name: bytes) -> Inode:
         raise NotADirectory(f"inode {parent} is not a directory")
     if directory.nlink == 0:
         raise NotFound("the directory was removed")
+    tree.check_writable(reader, directory)
     return directory
 
 
@@ -118,7 +119,7 @@ def make(
     kind = KIND_OF_FORMAT.get(stat.S_IFMT(mode))
     if kind is None:
         raise InvalidArgument(f"mode {mode:o} names no kind of file")
-    directory = _check_new_name(tx, parent, name)
+    directory = check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
     inode = _new_inode(directory, kind, mode, caller, tx.new_id(), tx.now_ns, rdev)
     if parent == ROOT_INODE:
@@ -150,7 +151,7 @@ def prepare_file(
 
     None if the inode would not be all there is to it: a directory with a default list.
     """
-    directory = _check_new_name(reader, parent, name)
+    directory = check_new_name(reader, parent, name)
     _check_free(reader, parent, name)
     if parent == ROOT_INODE:
         raise NotPermitted("the root of the mount holds buckets only; make files inside one")
@@ -164,7 +165,7 @@ def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: I
 
     Raises `Exists` if the name was taken meanwhile and `NotFound` if the directory was removed.
     """
-    directory = _check_new_name(tx, parent, name)
+    directory = check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
     inode = copy.copy(prepared)
     tx.add_inode(inode)
@@ -183,7 +184,7 @@ def _bucket_owner(tx: MetadataTransaction) -> str:
 
 
 def link(tx: MetadataTransaction, number: int, parent: int, name: bytes) -> Inode:
-    directory = _check_new_name(tx, parent, name)
+    directory = check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
     inode = tx.inode(number)
     if inode.kind == Kind.DIRECTORY or parent == ROOT_INODE:
@@ -214,6 +215,7 @@ def unlink(tx: MetadataTransaction, parent: int, name: bytes, still_used: Callab
     if dentry.kind == Kind.DIRECTORY:
         raise IsADirectory(f"{os.fsdecode(name)!r} is a directory; use rmdir")
     directory = tx.inode(parent)
+    tree.check_writable(tx, directory)
     tree.detach(tx, directory, entry, dentry)
     tree.drop_link(tx, tx.inode(dentry.inode), still_used)
     _kept(tx, directory)
@@ -228,6 +230,7 @@ def rmdir(tx: MetadataTransaction, parent: int, name: bytes, still_used: Callabl
     if dentry.kind != Kind.DIRECTORY:
         raise NotADirectory(f"{os.fsdecode(name)!r} is not a directory")
     inode = tx.inode(dentry.inode)
+    tree.check_writable(tx, inode)
     if inode.entries or mount_names.body_of(tx, dentry.inode):
         raise DirectoryNotEmpty(f"{os.fsdecode(name)!r} is not empty")
     if parent == ROOT_INODE:
@@ -267,12 +270,13 @@ def rename(
     entry, dentry = found
     target = mount_names.find(tx, new_parent, new_name)
     if target is None or not mount_names.looks_like_alias(new_name):
-        _check_new_name(tx, new_parent, new_name)
+        check_new_name(tx, new_parent, new_name)
     if ROOT_INODE in {old_parent, new_parent}:
         raise NotPermitted(
             "buckets cannot be renamed, and the root holds nothing else; make a bucket and move the content"
         )
     source = tx.inode(dentry.inode)
+    tree.check_writable(tx, source)
     _check_same_bucket(tx, source, new_parent)
     if dentry.kind == Kind.DIRECTORY:
         _check_not_below(tx, dentry.inode, new_parent)
@@ -378,6 +382,7 @@ class Attributes:
 
 def set_attributes(tx: MetadataTransaction, number: int, wanted: Attributes) -> Inode:
     inode = tx.inode(number)
+    tree.check_writable(tx, inode)
     apply_attributes(inode, wanted, tx.now_ns)
     if wanted.mode is not None:
         access_lists.follow_mode(tx, inode)
@@ -434,6 +439,7 @@ def set_attribute(
         raise InvalidArgument(
             f"an attribute has a name of 1 to {XATTR_NAME_BYTES_MAX} bytes and at most {XATTR_BYTES_MAX} bytes of value"
         )
+    tree.check_writable(tx, tx.inode(number))
     if object_attributes.is_one(name):
         object_attributes.set_value(tx, number, name, value)
         return
@@ -448,6 +454,7 @@ def set_attribute(
 
 
 def remove_attribute(tx: MetadataTransaction, number: int, name: bytes) -> None:
+    tree.check_writable(tx, tx.inode(number))
     if object_attributes.is_one(name):
         object_attributes.remove(tx, number, name)
         return

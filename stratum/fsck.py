@@ -98,6 +98,7 @@ class _Checker:
         self.live_files: Counter[int] = Counter()
         self.objects: Counter[int] = Counter()
         self.named: set[int] = set()
+        self.held_trees: set[int] = set()
 
     def found(self, kind: str, thing: str, what: str, repair: Repair | None = None) -> None:
         self.findings.append((Finding(kind, thing, what), repair))
@@ -106,7 +107,8 @@ class _Checker:
 
     def check_tree(self, reader: InodeReader) -> None:
         reached: set[int] = set()
-        pending = [ROOT_INODE]
+        self.held_trees = {split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"Q"))} & self.inodes.keys()
+        pending = [ROOT_INODE, *(number for number in self.held_trees if self.inodes[number].kind == Kind.DIRECTORY)]
         while pending:
             directory = pending.pop()
             if directory in reached:
@@ -256,7 +258,7 @@ class _Checker:
         parts = {part.inode for _, _, part in scan_all_parts(reader)}
         held: Counter[int] = Counter(split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"O")))
         for number, inode in self.inodes.items():
-            if number in reached or number in parts or number == ROOT_INODE:
+            if number in reached or number in parts or number in self.held_trees:
                 continue
             links = self.links[number]
             if inode.kind != Kind.DIRECTORY and links and inode.nlink != links:

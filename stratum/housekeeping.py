@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from stratum import tree
+from stratum import clones, tree
 from stratum.acknowledge import fence
 from stratum.errors import StratumError
 from stratum.log import get_logger
@@ -103,6 +103,7 @@ def recover_session(volume: Volume, session: int) -> None:
         if not orphans:
             break
         release_orphans(volume, session, orphans)
+    clones.prune_session(volume, session)
     remove_uncommitted(volume, session)
     volume.session.forget_file(session)
 
@@ -160,13 +161,15 @@ def reclaim(volume: Volume) -> bool:
     newest = volume.store.last_id()  # before the slots are looked at: see stratum/sessions.py
     live = {session: int(str(row["slot"])) for session, row in volume.session.rows().items()}
     oldest = volume.session.oldest_read(live, newest)
-    extents: list[int] = []
+    extents: dict[int, int] = {}
     with volume.snapshot() as reader:
-        for key, _ in reader.scan(b"F", key_u64_u64(b"F", oldest + 1, 0)):
-            extents.append(split_u64_u64(key)[1])
+        for key, raw in reader.scan(b"F", key_u64_u64(b"F", oldest + 1, 0)):
+            extents[split_u64_u64(key)[1]] = unpack_u64(raw)[0] if raw else 1
             if len(extents) >= BATCH_EXTENTS:
                 break
         rows = {number: reader.extent(number)[0] for number in extents if reader.get(key_u64(b"X", number)) is not None}
+    # A clone of an older state may have taken an extent up again; its guard kept it out of reach until that was committed.
+    rows = {number: row for number, row in rows.items() if (row.references, row.generation) == (0, extents[number])}
     if not extents:
         return False
     segments: set[int] = set()

@@ -58,8 +58,9 @@ def create(
     algorithm: str,
     checksum_type: str,
 ) -> UploadRow:
-    """Raises `NoSuchBucket`."""
+    """Raises `NoSuchBucket` or `ReadOnlyBucket`."""
     row = buckets.get(tx, bucket)
+    buckets.check_writable(row)
     upload = UploadRow(
         tx.new_id(),
         secrets.token_hex(_UPLOAD_ID_BYTES // 2),

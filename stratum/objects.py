@@ -96,6 +96,7 @@ class PutRequest:
 
 def find_for_write(tx: MetadataTransaction, bucket: BucketRow, key: bytes, conditions: Conditions) -> Inode | None:
     """The object there is now, with the write's preconditions checked against it."""
+    buckets.check_writable(bucket)
     existing = tree.find_object(tx, bucket, key)
     if conditions is not NO_CONDITIONS:
         check_write(conditions, existing, key)
@@ -164,6 +165,14 @@ def put(tx: MetadataTransaction, request: PutRequest, new: NewContent) -> Inode:
     return place(tx, bucket, request.key, fill)
 
 
+def copy_etag(source: Inode, target: Inode) -> None:
+    """Equal bytes, equal ETag: the counter form of a file that the mount wrote becomes a plain value."""
+    if source.kind == Kind.FILE and source.etag_parts == ETAG_PARTS_VERSIONED:
+        target.etag, target.etag_parts = bytes.fromhex(source.etag_text.split("-")[0]), 1
+    else:
+        target.etag, target.etag_parts = source.etag, source.etag_parts
+
+
 @dataclass(slots=True)
 class CopyRequest:
     """`metadata` None keeps the source's. `owner` and `acl` are always the copier's."""
@@ -207,10 +216,8 @@ def copy(tx: MetadataTransaction, request: CopyRequest) -> Inode:
             content.share(tx, source, inode)
         if source.kind == Kind.DIRECTORY:
             inode.etag, inode.etag_parts = content.EMPTY_MD5, 0
-        elif source.etag_parts == ETAG_PARTS_VERSIONED:
-            inode.etag, inode.etag_parts = bytes.fromhex(source.etag_text.split("-")[0]), 1
         else:
-            inode.etag, inode.etag_parts = source.etag, source.etag_parts
+            copy_etag(source, inode)
         set_metadata(tx, inode, metadata)
 
     return place(tx, bucket, request.key, fill)
@@ -218,6 +225,7 @@ def copy(tx: MetadataTransaction, request: CopyRequest) -> Inode:
 
 def delete(tx: MetadataTransaction, bucket: BucketRow, key: bytes, conditions: Conditions = NO_CONDITIONS) -> bool:
     """Remove a key; False if it was not there. Directories nobody made explicitly go when they are empty."""
+    buckets.check_writable(bucket)
     existing = tree.find_object(tx, bucket, key)
     if conditions is not NO_CONDITIONS:
         check_write(conditions, existing, key)
@@ -247,6 +255,7 @@ def delete(tx: MetadataTransaction, bucket: BucketRow, key: bytes, conditions: C
 
 
 def set_acl(tx: MetadataTransaction, bucket: BucketRow, key: bytes, acl: str) -> None:
+    buckets.check_writable(bucket)
     inode = tree.find_object(tx, bucket, key)
     if inode is None:
         raise NoSuchKey(key)

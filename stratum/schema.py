@@ -6,7 +6,8 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     B bucket name                -> JSON BucketRow; the bucket's directory is also a dentry of the root
     C name                       -> 8-byte counter: "session" (ids given out), "format"
     D node, entry                -> Dentry; see below
-    F txn, extent                -> empty: an extent without references; its X row, K row and bytes go when no reader is older than txn
+    F txn, extent                -> generation of the extent, which had no references then; its X row, K row and bytes go when no reader
+                                    is older than txn, if it still has that generation
     G segment                    -> SegmentRow: one data file
     H bucket inode               -> objects, bytes: what the bucket holds
     I inode                      -> Inode
@@ -16,6 +17,7 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     N inode                      -> the whole content of a small file: 16-byte checksum, then the bytes
     O session, inode             -> empty: the mount of that session still uses an inode without a name
     P upload, part number        -> JSON PartRow: an uploaded part; its inode has no name
+    Q session, inode             -> empty: a tree without a name that the session builds or removes
     R user id                    -> JSON UserRow
     S inode, file offset         -> Slice: bytes of a file that lie in an extent. A hole has no row
     T session                    -> JSON: a live mount {socket, device, mountpoint, read_only}
@@ -282,7 +284,10 @@ def unpack_json(raw: bytes) -> dict[str, Any]:
 
 @dataclass(slots=True, frozen=True)
 class BucketRow:
-    """`acl` is a canned ACL; `anonymous` is the operator's switch over the whole bucket."""
+    """`acl` is a canned ACL; `anonymous` is the operator's switch over the whole bucket.
+
+    `snapshot_of` is the path that a snapshot was taken of; such a bucket does not change, and its directory says so too.
+    """
 
     inode: int
     owner: str
@@ -294,6 +299,7 @@ class BucketRow:
     file_mode: int = 0o644
     dir_mode: int = 0o755
     region: str = ""
+    snapshot_of: str = ""
 
     def pack(self) -> bytes:
         return pack_json(asdict(self))

@@ -24,6 +24,7 @@ from stratum.schema import (
     key_u64,
     key_u64_u64,
     pack_json,
+    pack_u64,
     split_u64_u64,
     unpack_json,
 )  # fmt: skip
@@ -139,6 +140,8 @@ class MetadataTransaction(InodeReader):
         for number, segment in self._segments.items():
             put(key_u64(b"G", number), segment.pack())
         for bucket, (objects, size) in self._usage.items():
+            if not self.has_inode(bucket):
+                continue  # the last users of its files let go after the bucket went
             key = key_u64(b"H", bucket)
             before = unpack_json(self.get(key) or b'{"objects":0,"bytes":0}')
             put(key, pack_json({"objects": before["objects"] + objects, "bytes": before["bytes"] + size}))
@@ -219,12 +222,17 @@ class MetadataTransaction(InodeReader):
     def reference_extent(self, number: int, delta: int) -> None:
         """Change the reference count. At zero the extent stays readable until no reader is older than this transaction."""
         row, checksums = self.extent(number)
+        if row.references == 0 and delta > 0:  # a clone of an older state takes it up again: its F row is void
+            row.generation += 1
         row.references += delta
         assert row.references >= 0, f"extent {number:#x} has fewer than no references"
         self.writes += 1
         self._extents[number] = (row, checksums)
         if row.references == 0:
-            self.put(key_u64_u64(b"F", self.id, number), b"")
+            self._free_later(number, row)
+
+    def _free_later(self, number: int, row: ExtentRow) -> None:
+        self.put(key_u64_u64(b"F", self.id, number), pack_u64(row.generation))
 
     def set_references(self, number: int, references: int) -> None:
         """Overwrite a wrong count (fsck)."""
@@ -233,7 +241,7 @@ class MetadataTransaction(InodeReader):
         self.writes += 1
         self._extents[number] = (row, checksums)
         if references == 0:
-            self.put(key_u64_u64(b"F", self.id, number), b"")
+            self._free_later(number, row)
 
     def remove_extent(self, number: int) -> None:
         """Forget an extent whose bytes are reclaimed."""

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stratum import content, longkeys
-from stratum.errors import InvalidName, KeyTooLong, NotFound, TooManyLinks
+from stratum.errors import InvalidName, KeyTooLong, NotFound, ReadOnlyBucket, TooManyLinks
 from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64_u64
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def scan_dentries(
     """Entries from `start` on in S3 order. Stop consuming before the map changes."""
     for entry, raw in longkeys.scan(reader, b"D", directory, start, prefix):
         yield entry, Dentry.unpack(raw)
+
+
+def check_writable(reader: InodeReader, inode: Inode) -> None:
+    """Raises `ReadOnlyBucket` if the inode lies in a snapshot."""
+    if inode.bucket and reader.inode(inode.bucket).flags & Inode.READ_ONLY:
+        raise ReadOnlyBucket("this is a snapshot and does not change; `stratum clone` makes a writable copy of it")
 
 
 def walk(reader: InodeReader, directory: int, entries: list[bytes]) -> int | None:

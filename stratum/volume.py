@@ -20,7 +20,7 @@ from stratum.committer import Committer, Mutation
 from stratum.errors import StorageFailed, StratumError, VolumeInvalid
 from stratum.kv.lmdb_store import LmdbStore
 from stratum.log import get_logger
-from stratum.schema import FORMAT_VERSION, ROOT_INODE, Inode, Kind, key_u64, pack_u64, unpack_u64
+from stratum.schema import FORMAT_VERSION, ROOT_INODE, Inode, Kind, key_u64, pack_u64, prefix_range, unpack_u64
 from stratum.segments import SegmentStore, fsync_folder
 from stratum.sessions import SLOTS, Session
 from stratum.transaction import InodeReader, MetadataTransaction
@@ -208,7 +208,8 @@ class Volume:
         try:
             remove_uncommitted(self, session)
             with self.store.transact() as tx:
-                if next(tx.scan(key_u64(b"O", session), key_u64(b"O", session + 1)), None) is None:
+                left = (next(tx.scan(*prefix_range(key_u64(table, session))), None) for table in (b"O", b"Q"))
+                if not any(left):
                     tx.delete(key_u64(b"Z", session))
                 tx.delete(key_u64(b"T", session))
         except (StratumError, OSError) as error:

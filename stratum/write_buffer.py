@@ -13,7 +13,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import content, objects
+from stratum import content, objects, tree
 from stratum.content import INLINE_BYTES_MAX
 from stratum.errors import NotFound, TryAgain
 from stratum.schema import ETAG_PARTS_VERSIONED, Inode, Kind, Slice
@@ -296,6 +296,7 @@ def changed_content(tx: MetadataTransaction, inode: Inode, mtime_ns: int) -> Non
 def truncate_now(tx: MetadataTransaction, number: int, size: int) -> Inode:
     """truncate(2) of a file nobody has open for writing here. O(slices cut); growing is O(1)."""
     inode = tx.inode(number)
+    tree.check_writable(tx, inode)
     if size < inode.size:
         if inode.flags & Inode.INLINE:
             data = content.get_inline(tx, number)[:size]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, paths, volume
+from stratum import buckets, clones, paths, volume
 from stratum import log as logs
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.errors import InvalidArgument
@@ -20,6 +20,7 @@ from stratum.volume import Volume
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from stratum.clones import Cloned
     from stratum.schema import BucketRow
     from stratum.transaction import MetadataTransaction
 
@@ -255,9 +256,12 @@ def key_revoke(options: Namespace) -> int:
 # -- buckets ------------------------------------------------------------------------------------------------------------
 
 
+def _date(time_ns: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))
+
+
 def _bucket_document(name: str, row: BucketRow) -> dict[str, Any]:
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row.created_ns // 1_000_000_000))
-    return {"name": name, "owner": row.owner, "created": created, "acl": row.acl, "anonymous": row.anonymous, "uid": row.uid, "gid": row.gid,
+    return {"name": name, "owner": row.owner, "created": _date(row.created_ns), "acl": row.acl, "anonymous": row.anonymous, "uid": row.uid, "gid": row.gid,
             "file_mode": f"{row.file_mode:04o}", "dir_mode": f"{row.dir_mode:04o}"}  # fmt: skip
 
 
@@ -299,6 +303,52 @@ def bucket_set(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         row = opened.mutate(lambda tx: buckets.change(tx, options.name, **settings))
     return _print(options, _bucket_document(options.name, row), f"changed bucket {options.name}")
+
+
+# -- clones and snapshots -----------------------------------------------------------------------------------------------
+
+
+def _cloned_text(cloned: Cloned) -> str:
+    return f"{cloned.files} files, {cloned.directories} directories, {cloned.size} bytes shared"
+
+
+def clone(options: Namespace) -> int:
+    with Volume(options.volume, "clone") as opened:
+        cloned = clones.clone(opened, os.fsencode(options.source), os.fsencode(options.target))
+    document = {"source": options.source, "target": options.target, **asdict(cloned)}
+    return _print(options, document, f"cloned {options.source} to {options.target}: {_cloned_text(cloned)}")
+
+
+def snapshot_create(options: Namespace) -> int:
+    with Volume(options.volume, "snapshot") as opened:
+        bucket, cloned = clones.create_snapshot(opened, os.fsencode(options.path), options.name)
+    name = bucket.partition(clones.SNAPSHOT_MARK)[2]
+    document = {"path": options.path, "name": name, "bucket": bucket, **asdict(cloned)}
+    return _print(options, document, f"snapshot {name} of {options.path} is bucket {bucket}: {_cloned_text(cloned)}")
+
+
+def snapshot_list(options: Namespace) -> int:
+    with Volume(options.volume, "snapshot") as opened, opened.snapshot() as reader:
+        rows = []
+        for bucket, row in clones.snapshots(reader, os.fsencode(options.path) if options.path else None):
+            objects, size = buckets.usage(reader, row)
+            rows.append(
+                {
+                    "path": row.snapshot_of,
+                    "name": bucket.partition(clones.SNAPSHOT_MARK)[2],
+                    "bucket": bucket,
+                    "created": _date(row.created_ns),
+                    "objects": objects,
+                    "bytes": size,
+                }
+            )
+    return _print(options, rows, _table(rows, ["path", "name", "created", "objects", "bytes"]))
+
+
+def snapshot_remove(options: Namespace) -> int:
+    with Volume(options.volume, "snapshot") as opened:
+        bucket = clones.remove_snapshot(opened, os.fsencode(options.path), options.name)
+    return _print(options, {"removed": bucket}, f"removed snapshot {options.name} of {options.path}")
 
 
 # -- configuration ------------------------------------------------------------------------------------------------------

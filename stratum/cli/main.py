@@ -111,6 +111,20 @@ def build_parser() -> argparse.ArgumentParser:
     command(keys, "revoke", "revoke a key at once", commands.key_revoke).add_argument(
         "access_key", metavar="ACCESS_KEY"
     )
+    made = command(sub, "clone", "copy a file, directory or bucket without copying its bytes", commands.clone)
+    made.add_argument("source", metavar="SRC", help="BUCKET/... as the mount shows it")
+    made.add_argument("target", metavar="DST", help="BUCKET/..., or a new BUCKET; must not exist")
+    snapshots = group("snapshot", "read-only states of a bucket or directory")
+    made = command(
+        snapshots, "create", "keep the present state; it becomes a read-only bucket", commands.snapshot_create
+    )
+    made.add_argument("path", metavar="PATH", help="BUCKET or BUCKET/DIRECTORY")
+    made.add_argument("name", metavar="NAME", nargs="?", help="(the time, in UTC)")
+    made = command(snapshots, "list", "list snapshots", commands.snapshot_list)
+    made.add_argument("path", metavar="PATH", nargs="?", help="only those of BUCKET or BUCKET/DIRECTORY")
+    made = command(snapshots, "remove", "remove a snapshot", commands.snapshot_remove)
+    made.add_argument("path", metavar="PATH", help="what it is a snapshot of")
+    made.add_argument("name", metavar="NAME")
     bucket = group("bucket", "manage buckets")
     made = command(bucket, "create", "make a bucket", commands.bucket_create)
     made.add_argument("name", metavar="NAME")

@@ -132,6 +132,8 @@ def call(step: Step) -> Any:
         case "chmod":
             return path.chmod(number)
         case "chown":
+            # Nothing to change is EPERM elsewhere if there are set-id bits to drop; the FUSE kernel asks nobody.
+            number = number % 16 or 1
             return os.chown(path, [-1, 0, 1001, 1002][number % 4], [-1, 0, 1001, 1002][number // 4 % 4])
         case "truncate":
             return os.truncate(path, number)

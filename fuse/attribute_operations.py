@@ -1,0 +1,144 @@
+"""Attributes, extended attributes and the size of the file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+import pyfuse3
+
+from stratum import access_lists, clones, files, mount_names
+from stratum.files import Attributes
+from stratum.fuse.base import handler
+from stratum.fuse.file_operations import FileOperations
+from stratum.schema import Kind
+
+CLONE = b"user.stratum.clone"
+"""Set on a file, it names the file whose content this one shall show. It cannot be read."""
+
+
+class AttributeOperations(FileOperations):
+    """Handlers on inodes."""
+
+    @handler
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        fresh = self._fresh(inode)
+        if self.open_files.pending and fresh.kind == Kind.DIRECTORY:
+            newest_ns = max(
+                (state.pending.created_ns for state in self.open_files.children(inode) if state.pending), default=0
+            )
+            fresh.mtime_ns = max(fresh.mtime_ns, newest_ns)
+            fresh.ctime_ns = max(fresh.ctime_ns, newest_ns)
+        return self._attributes(fresh)
+
+    @handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        if fields.update_size:
+            await self._truncate(inode, attr.st_size, open_handle=fh is not None)
+        mode = attr.st_mode & 0o7777 if fields.update_mode else None
+        if mode is not None and mode & stat.S_ISGID and not self._keeps_set_gid(inode, ctx):
+            mode &= ~stat.S_ISGID
+        wanted = Attributes(
+            mode=mode,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        if wanted != Attributes() and not await self._set_pending(inode, wanted):
+            await self._settle_children(inode)
+            state = self.open_files.state(inode)
+            if state is not None and wanted.mtime_ns is not None:
+                await self._flush(state)
+            await self.commit(lambda tx: files.set_attributes(tx, inode, wanted).number, frees=True)
+        return self._attributes(self._fresh(inode))
+
+    async def _set_pending(self, number: int, wanted: Attributes) -> bool:
+        """Change attributes of a file that has no row yet; False if it has one."""
+        state = self.open_files.state(number)
+        if state is None or state.pending is None:
+            return False
+        async with state.lock:
+            if state.pending is None:
+                return False
+            files.apply_attributes(state.pending.inode, wanted, time.time_ns())
+            if wanted.mtime_ns is not None and state.dirty:
+                assert state.buffer is not None
+                state.buffer.mtime_ns = wanted.mtime_ns
+        return True
+
+    @handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        total = free = 0
+        seen: set[int] = set()
+        for folder in self._volume.segments.folders:
+            device = folder.stat().st_dev
+            if device not in seen:
+                seen.add(device)
+                disk = os.statvfs(folder)
+                total += disk.f_blocks * disk.f_frsize
+                free += max(0, disk.f_bavail * disk.f_frsize - self._volume.config.volume_free_bytes_min)
+        data.f_bsize = data.f_frsize = 4096
+        data.f_blocks = total // 4096
+        data.f_bfree = data.f_bavail = free // 4096
+        data.f_files = free // 256 + 1
+        data.f_ffree = data.f_favail = free // 256
+        data.f_namemax = mount_names.NAME_BYTES_MAX
+        return data
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if name == b"security.capability":  # asked before every write(2); there never is one
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        if access_lists.is_one(name) and not self._fresh(inode).flags & access_lists.FLAGS[name]:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        await self._settle_number(inode)
+        with self._volume.snapshot() as reader:
+            return files.get_attribute(reader, inode, name)
+
+    @handler
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        await self._settle_number(inode)
+        with self._volume.snapshot() as reader:
+            return files.list_attributes(reader, inode)
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if name.startswith((b"system.", b"security.capability")) and not access_lists.is_one(name):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        await self._settle_number(inode)
+        if name == CLONE:
+            await self._clone(inode, value, ctx)
+            return
+        keeps = name != access_lists.ACCESS or self._keeps_set_gid(inode, ctx)
+        await self.commit(lambda tx: files.set_attribute(tx, inode, name, value, keeps_set_gid=keeps))
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._settle_number(inode)
+        await self.commit(lambda tx: files.remove_attribute(tx, inode, name), frees=True)
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # default_permissions: the kernel checks
+
+    async def _clone(self, number: int, path: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Let a file show what the one at `path` (BUCKET/...) shows; the caller must be allowed to read that."""
+        groups = {ctx.gid} if ctx.uid == 0 else self._groups(ctx)
+        with self._volume.snapshot() as reader:
+            source = clones.find_readable(reader, path, ctx.uid, groups)
+        for inode in (source, number):
+            state = self.open_files.state(inode)
+            if state is not None:
+                await self._flush(state)
+        await self.commit(lambda tx: clones.replace_content(tx, source, number))

@@ -1,0 +1,254 @@
+"""What all handlers of the mount stand on: awaiting the engine, translating errors and attributes, files without a row yet.
+
+Any unexpected exception is EIO and a log line: one that escaped would end the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from stratum import files, mount_names, tree
+from stratum.errors import Exists, NotFound, StratumError, TryAgain
+from stratum.files import Caller
+from stratum.fuse.errors import TABLE
+from stratum.fuse.open_files import OpenFiles
+from stratum.log import get_logger
+from stratum.schema import Inode, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from stratum.committer import Mutation
+    from stratum.fuse.open_files import FileState
+    from stratum.transaction import MetadataTransaction
+    from stratum.volume import Volume
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = get_logger("mount")
+
+CACHE_S = 3600.0
+"""How long the kernel may keep names and attributes: explicit invalidation, not this, keeps them right."""
+COMMIT_AFTER_S = 1.0
+ORPHAN_S_MIN = 1.0
+"""How long an inode without a name is kept for an open(2) that looked it up before it lost the name. The kernel retries a
+stale open once only; under constant replacement that is not enough."""
+BLOCK_BYTES = 512
+
+
+def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Translate what a handler raises."""
+
+    @functools.wraps(function)
+    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except StratumError as error:
+            code = TABLE[type(error)]
+            if code == errno.EIO:
+                log.error("operation_failed", operation=function.__name__, error=error.message)
+            raise pyfuse3.FUSEError(code) from None
+        except Exception:
+            log.exception("operation_failed", operation=function.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return wrapped
+
+
+class Base(pyfuse3.Operations):
+    """State of one mount and the ways to the engine."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__()
+        self._volume = volume
+        self.open_files = OpenFiles()
+        self.orphans: dict[int, float] = {}
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    async def commit(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
+        """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""
+        token = trio.lowlevel.current_trio_token()
+        finished = trio.Event()
+        box: list[Mutation[T]] = []
+
+        def done(mutation: Mutation[T]) -> None:
+            box.append(mutation)
+            token.run_sync_soon(finished.set)
+
+        self._volume.mutate_later(function, done, frees=frees)
+        with trio.CancelScope(shield=True):
+            await finished.wait()
+        return box[0].outcome()
+
+    def _attributes(self, inode: Inode, *, cache_s: float = CACHE_S) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode.number
+        entry.generation = 0
+        entry.entry_timeout = cache_s
+        entry.attr_timeout = CACHE_S
+        entry.st_mode = files.FORMAT_OF_KIND[inode.kind] | inode.mode
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = 0 if inode.kind == Kind.DIRECTORY else inode.rdev
+        entry.st_blksize = 4096
+        size, mtime_ns = inode.size, inode.mtime_ns
+        if inode.kind == Kind.DIRECTORY:
+            size = 4096
+        else:
+            state = self.open_files.state(inode.number)
+            if state is not None and state.buffer is not None and state.buffer.dirty:
+                size, mtime_ns = state.buffer.size, state.buffer.mtime_ns
+        entry.st_size = size
+        entry.st_blocks = -(-size // BLOCK_BYTES)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = mtime_ns
+        entry.st_ctime_ns = max(inode.ctime_ns, mtime_ns) if mtime_ns != inode.mtime_ns else inode.ctime_ns
+        return entry
+
+    def _entry(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
+        """Attributes that count as a lookup. An alias is not cached: its plain name may become free unseen."""
+        self.open_files.looked_up(inode.number)
+        return self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else CACHE_S)
+
+    def _fresh(self, number: int) -> Inode:
+        state = self.open_files.state(number)
+        if state is not None and state.pending is not None:
+            return state.pending.inode
+        with self._volume.snapshot() as reader:
+            return reader.inode(number)
+
+    def _entry_now(self, number: int, name: bytes) -> pyfuse3.EntryAttributes:
+        return self._entry(self._fresh(number), name)
+
+    def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
+        return Caller(ctx.uid, ctx.gid, ctx.umask)
+
+    @staticmethod
+    def _groups(ctx: pyfuse3.RequestContext) -> set[int]:
+        """Slow: it reads /proc. The kernel checks permissions; this is for what it leaves to us."""
+        return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
+
+    def _keeps_set_gid(self, number: int, ctx: pyfuse3.RequestContext) -> bool:
+        """Only root and members of a file's group may give it set-group-id (chmod(2))."""
+        inode = self._fresh(number)
+        return ctx.uid == 0 or inode.gid in self._groups(ctx)
+
+    async def _settle(self, state: FileState) -> None:
+        async with state.lock:
+            await self._settle_locked(state)
+
+    async def _settle_locked(
+        self, state: FileState, also: Callable[[MetadataTransaction], object] | None = None
+    ) -> None:
+        """Commit a pending file, and with it `also`. Raises `NotFound` if its directory was removed meanwhile.
+
+        If S3 put another object under its name, that is as if it had replaced the file: no error.
+        """
+        pending = state.pending
+        if pending is None or pending.lost:
+            return
+
+        def change(tx: MetadataTransaction) -> None:
+            files.make_prepared(tx, pending.parent, pending.name, pending.inode, pending.created_ns)
+            if also is not None:
+                also(tx)
+
+        try:
+            await self.commit(change)
+        except Exists:
+            self.open_files.lose(state)
+        except NotFound:
+            self.open_files.lose(state)
+            raise
+        else:
+            self.open_files.committed(state)
+
+    async def _settle_number(self, number: int) -> None:
+        state = self.open_files.state(number)
+        if state is not None and state.pending is not None:
+            await self._settle(state)
+
+    async def _settle_children(self, directory: int) -> None:
+        if self.open_files.pending:
+            for state in self.open_files.children(directory):
+                await self._settle(state)
+
+    async def _settle_name(self, parent: int, name: bytes) -> None:
+        """Before a name is changed: what is pending under it, and in the directory it names."""
+        if not self.open_files.pending:
+            return
+        state = self.open_files.pending.get((parent, name))
+        if state is not None:
+            await self._settle(state)
+            return
+        with self._volume.snapshot() as reader:
+            found = mount_names.find(reader, parent, name)
+        if found is not None and found[1].kind == Kind.DIRECTORY:
+            await self._settle_children(found[1].inode)
+
+    async def _flush(self, state: FileState) -> None:
+        """Make what was written durable and visible to S3."""
+        if not state.uncommitted:
+            return
+        async with state.lock:
+            buffer = state.buffer
+            if state.pending is not None:
+                if buffer is None or not buffer.dirty:
+                    await self._settle_locked(state)
+                    return
+                function = buffer.inline_mutation(state.pending.inode)
+                await self._settle_locked(state, function)
+                if function is not None:
+                    if state.pending is None:
+                        buffer.forget()
+                    return
+                if state.pending is not None:
+                    return  # lost: its bytes stay with whoever has it open
+            if buffer is None or not buffer.dirty:
+                return
+            function = buffer.inline_mutation()
+            if function is None:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(buffer.commit)
+                return
+            try:
+                await self.commit(function)
+            except TryAgain:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(buffer.commit)
+            except NotFound:
+                pass  # the file lost its last name and its holders: nobody can ask for these bytes
+            buffer.forget()
+
+    def add_orphan(self, number: int) -> None:
+        self.orphans.setdefault(number, trio.current_time())
+
+    async def release_orphans(self) -> bool:
+        """Let go of some inodes without names that nobody here has open; True if there may be more."""
+        now = trio.current_time()
+        old = [number for number, since in self.orphans.items() if now - since >= ORPHAN_S_MIN]
+        numbers = [number for number in old if not self.open_files.is_open(number)][:256]
+        if not numbers:
+            return False
+        session = self._volume.session.id
+
+        def release(tx: MetadataTransaction) -> None:
+            for number in numbers:
+                tree.release_orphan(tx, session, number)
+
+        await self.commit(release, frees=True)
+        for number in numbers:
+            self.orphans.pop(number, None)
+        return True

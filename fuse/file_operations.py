@@ -1,0 +1,139 @@
+"""Open files: reading, writing, and when what was written becomes durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, cast
+
+import pyfuse3
+import trio
+
+from stratum import content, tree
+from stratum.errors import StratumError
+from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
+from stratum.log import get_logger
+from stratum.write_buffer import SPILL_BYTES, truncate_now
+
+if TYPE_CHECKING:
+    from stratum.fuse.open_files import FileState
+
+
+log = get_logger("mount")
+
+
+class FileOperations(Base):
+    """Handlers on handles."""
+
+    async def _truncate(self, number: int, size: int, *, open_handle: bool) -> None:
+        state = self.open_files.state(number)
+        if state is None:
+            await self.commit(lambda tx: truncate_now(tx, number, size).number, frees=True)
+            return
+        async with state.lock:
+            buffer = self.open_files.buffer(self._volume, state, self._fresh(number))
+            self._mark_dirty(state)
+            buffer.truncate(size, time.time_ns())
+        if not open_handle:
+            await self._flush(state)
+
+    def _mark_dirty(self, state: FileState) -> None:
+        if not state.dirty:
+            state.dirty_since = trio.current_time()
+            assert state.buffer is not None
+            state.buffer.size = self._fresh(state.number).size
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        fresh, writable = self._fresh(inode), flags & os.O_ACCMODE != os.O_RDONLY
+        if writable or flags & os.O_TRUNC:
+            with self._volume.snapshot() as reader:
+                tree.check_writable(reader, fresh)
+        handle = self.open_files.open(inode, writable=writable)
+        if flags & os.O_TRUNC:
+            try:
+                await self._truncate(inode, 0, open_handle=True)
+            except BaseException:
+                await self._close(handle)
+                raise
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @handler
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Any contiguous buffer serves; the binding's types say bytes."""
+        state = self.open_files.handles[fh].state
+        buffer = state.buffer
+        with self._volume.reading():
+            with self._volume.snapshot() as reader:
+                inode = state.pending.inode if state.pending is not None else reader.inode(state.number)
+                end = buffer.size if buffer is not None and buffer.dirty else inode.size
+                stop = min(off + size, end)
+                if stop <= off:
+                    return b""
+                committed = min(stop, inode.size)
+                plan = content.plan_read(reader, inode, off, committed)
+            pieces = list(content.read_planned(self._volume, plan, off, committed)) if committed > off else []
+        if buffer is None or not buffer.dirty:
+            return cast("bytes", pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        base = bytearray(b"".join(pieces).ljust(stop - off, b"\0"))
+        buffer.overlay(off, base)
+        return cast("bytes", base)
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        state = self.open_files.handles[fh].state
+        async with state.lock:
+            if not self._volume.has_space():
+                raise pyfuse3.FUSEError(errno.ENOSPC)
+            buffer = state.buffer
+            if buffer is None or not buffer.dirty:
+                buffer = self.open_files.buffer(self._volume, state, self._fresh(state.number))
+                self._mark_dirty(state)
+            buffer.write(off, buf, time.time_ns())
+            if buffer.memory_bytes >= SPILL_BYTES or (
+                buffer.memory_bytes > 65536
+                and self.open_files.dirty_bytes() > self._volume.config.mount_dirty_bytes_max
+            ):
+                await trio.to_thread.run_sync(buffer.spill)
+        return len(buf)
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        await self._flush(self.open_files.handles[fh].state)
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._flush(self.open_files.handles[fh].state)
+
+    @handler
+    async def release(self, fh: int) -> None:
+        await self._close(fh)
+
+    async def _close(self, fh: int) -> None:
+        handle = self.open_files.handles.pop(fh)
+        state = handle.state
+        try:
+            if state.nameless and state.handles == 1 and state.buffer is not None:
+                state.buffer.forget()  # nobody can ask for these bytes any more
+            await self._flush(state)
+        finally:
+            state.handles -= 1
+            if state.handles == 0:
+                if state.pending is not None and state.pending.lost and state.buffer is not None:
+                    state.buffer.forget()
+                self.open_files.drop(state)
+                if state.nameless and state.pending is None:
+                    self.add_orphan(state.number)
+
+    async def flush_old(self, *, everything: bool = False) -> None:
+        """Commit what has waited long enough (a mapping's stores arrive after the last flush)."""
+        now = trio.current_time()
+        for state in list(self.open_files.files.values()):
+            if state.uncommitted and (everything or now - state.dirty_since >= COMMIT_AFTER_S):
+                try:
+                    await self._flush(state)
+                except StratumError as error:
+                    log.error("write_back_failed", inode=state.number, error=error.message)
+                if state.handles == 0:
+                    self.open_files.drop(state)

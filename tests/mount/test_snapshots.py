@@ -1,0 +1,147 @@
+"""Clones and snapshots beside a mount and S3 that are in use."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.support import stratum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support import Server
+
+BIG = os.urandom(1_500_000)
+CLONE = "user.stratum.clone"
+
+
+def fill(home: Path) -> Path:
+    source = home / "d"
+    (source / "e").mkdir(parents=True)
+    (source / "big").write_bytes(BIG)
+    (source / "e" / "small").write_bytes(b"small")
+    os.link(source / "big", source / "e" / "linked")
+    return source
+
+
+def test_a_clone_is_there_when_the_command_returns(mounted: Server, home: Path, s3: Any) -> None:
+    fill(home)
+    assert sorted(os.listdir(home)) == ["d"]
+    done = stratum("clone", mounted.root, f"{home.name}/d", f"{home.name}/copy", "--json")
+    assert json.loads(done.stdout)["size"] == len(BIG) + 5
+    assert (home / "copy" / "e" / "linked").read_bytes() == BIG
+    assert (home / "copy" / "big").stat().st_nlink == 2
+    assert s3.get_object(Bucket=home.name, Key="copy/e/small")["Body"].read() == b"small"
+    (home / "copy" / "e" / "small").write_bytes(b"other")
+    assert (home / "d" / "e" / "small").read_bytes() == b"small"
+    assert stratum("clone", mounted.root, f"{home.name}/d", f"{home.name}/copy", expect=5).returncode == 5
+
+
+def test_nothing_in_a_snapshot_changes(mounted: Server, home: Path, s3: Any) -> None:
+    fill(home)
+    stratum("snapshot", "create", mounted.root, home.name, "first")
+    bucket = f"{home.name}.snap.first"
+    frozen = home.parent / bucket / "d"
+    (home / "d" / "big").write_bytes(b"new")
+    assert (frozen / "big").read_bytes() == BIG
+    small = frozen / "e" / "small"
+    changes: list[Callable[[], Any]] = [
+        lambda: small.write_bytes(b"x"),
+        lambda: small.open("r+b"),
+        lambda: small.open("ab"),
+        small.unlink,
+        lambda: small.chmod(0o600),
+        lambda: os.utime(small),
+        lambda: os.truncate(small, 1),
+        lambda: os.setxattr(small, "user.x", b"y"),
+        lambda: os.setxattr(small, CLONE, f"{home.name}/d/big".encode()),
+        lambda: (frozen / "new").write_bytes(b"x"),
+        (frozen / "new").mkdir,
+        lambda: (frozen / "new").symlink_to("x"),
+        lambda: os.mkfifo(frozen / "new"),
+        lambda: os.link(small, frozen / "new"),
+        lambda: small.rename(frozen / "new"),
+        lambda: (home / "d" / "big").rename(frozen / "new"),
+        (home.parent / bucket).rmdir,
+    ]
+    for number, change in enumerate(changes):
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
+            change()
+        assert caught.value.errno == errno.EROFS, number
+    requests: list[Callable[[], Any]] = [
+        lambda: s3.put_object(Bucket=bucket, Key="k", Body=b"x"),
+        lambda: s3.put_object(Bucket=bucket, Key="k", Body=BIG),
+        lambda: s3.delete_object(Bucket=bucket, Key="d/e/small"),
+        lambda: s3.copy_object(Bucket=bucket, Key="k", CopySource={"Bucket": home.name, "Key": "d/big"}),
+        lambda: s3.create_multipart_upload(Bucket=bucket, Key="k"),
+        lambda: s3.put_object_acl(Bucket=bucket, Key="d/e/small", ACL="public-read"),
+        lambda: s3.delete_bucket(Bucket=bucket),
+    ]
+    for request in requests:
+        with pytest.raises(ClientError) as refused:
+            request()
+        assert refused.value.response["Error"]["Code"] == "AccessDenied"
+    failed = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "d/big"}]})["Errors"]
+    assert [error["Code"] for error in failed] == ["AccessDenied"]
+    rows = json.loads(stratum("snapshot", "list", mounted.root, home.name, "--json").stdout)
+    assert [(row["path"], row["name"], row["bucket"]) for row in rows] == [(home.name, "first", bucket)]
+    with small.open("rb") as held:
+        stratum("snapshot", "remove", mounted.root, home.name, "first")
+        assert not (home.parent / bucket).exists()
+        assert held.read() == b"small"
+    with pytest.raises(ClientError):
+        s3.head_bucket(Bucket=bucket)
+    stratum("snapshot", "remove", mounted.root, home.name, "first", expect=4)
+
+
+def test_a_file_takes_the_content_of_another(home: Path, s3: Any) -> None:
+    source = fill(home) / "big"
+    target = home / "target"
+    with target.open("wb") as file:
+        file.write(b"not yet flushed")
+        file.flush()
+        os.setxattr(target, CLONE, f"/{home.name}/d/big".encode())
+    assert target.read_bytes() == BIG
+    assert s3.get_object(Bucket=home.name, Key="target")["Body"].read() == BIG
+    with target.open("r+b") as file:
+        file.write(b"mine")
+    assert source.read_bytes() == BIG
+    assert target.read_bytes() == b"mine" + BIG[4:]
+    for path, code in (
+        ("nowhere/x", errno.ENOENT),
+        (f"{home.name}/d", errno.EINVAL),
+        (f"{home.name}/../x", errno.EINVAL),
+    ):
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
+            os.setxattr(target, CLONE, path.encode())
+        assert caught.value.errno == code
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(target, CLONE)
+
+
+def test_a_user_clones_only_what_it_may_read(home: Path) -> None:
+    source = fill(home) / "big"
+    target = home / "target"
+    target.write_bytes(b"")
+    os.chown(target, 1001, 1001)
+    script = (
+        "import os, sys\nos.chdir(sys.argv[1])\nos.setgroups([])\nos.setgid(1001)\nos.setuid(1001)\n"
+        "os.setxattr('target', 'user.stratum.clone', os.fsencode(sys.argv[2]))\n"
+    )
+    words = [sys.executable, "-c", script, str(home), f"{home.name}/d/big"]
+    source.chmod(0o600)
+    refused = subprocess.run(words, capture_output=True, text=True)
+    assert "PermissionError" in refused.stderr
+    assert target.read_bytes() == b""
+    source.chmod(0o644)
+    subprocess.run(words, check=True)
+    assert target.read_bytes() == BIG
