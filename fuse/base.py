@@ -208,7 +208,7 @@ class Base(pyfuse3.Operations):
                 if buffer is None or not buffer.dirty:
                     await self._settle_locked(state)
                     return
-                function = buffer.inline_mutation(state.pending.inode)
+                function = buffer.mutation(state.pending.inode)
                 await self._settle_locked(state, function)
                 if function is not None:
                     if state.pending is None:
@@ -218,7 +218,7 @@ class Base(pyfuse3.Operations):
                     return  # lost: its bytes stay with whoever has it open
             if buffer is None or not buffer.dirty:
                 return
-            function = buffer.inline_mutation()
+            function = buffer.mutation()
             if function is None:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(buffer.commit)

@@ -13,8 +13,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stratum import stored_extents
 from stratum.errors import DataDamaged, NotFound
-from stratum.schema import Inode, Kind, Slice, key_u64, prefix_range
+from stratum.schema import STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
 from stratum.segments import CHECKSUM_BYTES, checksum
 from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
 
@@ -141,17 +142,19 @@ def plan_read(reader: InodeReader, inode: Inode, start: int = 0, stop: int | Non
 
 def read_extent(volume: Volume, number: int, start: int, stop: int) -> bytes | memoryview:
     """Bytes of an extent. On damage its row is read again: it may have moved since."""
-    with volume.snapshot() as reader:
-        row, checksums = reader.extent(number)
-    try:
-        return volume.segments.read(number, row.segment, row.offset, row.length, checksums, start, stop)
-    except DataDamaged:
+    generation = 0
+    while True:
         with volume.snapshot() as reader:
-            again, checksums = reader.extent(number)
-        if again.generation == row.generation:
-            volume.damage_seen(number)
-            raise
-        return volume.segments.read(number, again.segment, again.offset, again.length, checksums, start, stop)
+            row, checksums = reader.extent(number)
+            if row.segment == STORED_SEGMENT:
+                return stored_extents.get(reader, number)[start:stop]
+        try:
+            return volume.segments.read(number, row.segment, row.offset, row.length, checksums, start, stop)
+        except DataDamaged:
+            if row.generation == generation:
+                volume.damage_seen(number)
+                raise
+            generation = row.generation
 
 
 def read_planned(volume: Volume, plan: ReadPlan, start: int, stop: int) -> Iterator[bytes | memoryview]:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, housekeeping, longkeys, tree
+from stratum import buckets, content, housekeeping, longkeys, stored_extents, tree
 from stratum.errors import Busy, DataDamaged, NotFound
 from stratum.log import get_logger
 from stratum.multipart import scan_all_parts
 from stratum.schema import (
     ROOT_INODE,
+    STORED_SEGMENT,
     BucketRow,
     Dentry,
     ExtentRow,
@@ -376,9 +377,18 @@ class _Checker:
             ends[number] = max(ends[number], piece.end)
         freed = {split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"F"))}
         counts: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        stored = stored_extents.numbers(reader)
+        for number in stored - {number for number, row in extents.items() if row.segment == STORED_SEGMENT}:
+            self.found(
+                "stray-row",
+                f"bytes of extent {number:#x}",
+                "its extent is elsewhere",
+                _delete_row(key_u64(b"E", number)),
+            )
         for number, row in extents.items():
-            counts[row.segment][0] += 1
-            counts[row.segment][1] += row.length
+            if row.segment != STORED_SEGMENT:
+                counts[row.segment][0] += 1
+                counts[row.segment][1] += row.length
             if row.references != references[number]:
                 self.found(
                     "extent-references",
@@ -491,6 +501,9 @@ class _Checker:
                 continue
             row, checksums = reader.extent(number)
             try:
+                if row.segment == STORED_SEGMENT:
+                    stored_extents.get(reader, number)
+                    continue
                 for at in range(0, row.length, content.READ_BYTES):
                     segments.read(
                         number,

@@ -15,7 +15,17 @@ from stratum import clones, tree
 from stratum.acknowledge import fence
 from stratum.errors import StratumError
 from stratum.log import get_logger
-from stratum.schema import SegmentRow, key_u64, key_u64_u64, prefix_range, split_u64_u64, unpack_json, unpack_u64
+from stratum.schema import (
+    STORED_SEGMENT,
+    SegmentRow,
+    key_u64,
+    key_u64_u64,
+    prefix_range,
+    split_u64_u64,
+    unpack_json,
+    unpack_u64,
+)
+from stratum.stored_extents import Mover
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,11 +58,13 @@ class Housekeeper:
     def _run(self) -> None:
         fd = os.open(self._volume.meta / "housekeeping.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         rounds = 0
+        mover = Mover(self._volume)
         try:
             while not self._ending:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     run_once(self._volume, sweep=rounds % SWEEP_ROUNDS == 0)
+                    mover.run()
                     rounds += 1
                 except BlockingIOError:
                     pass
@@ -174,6 +186,8 @@ def reclaim(volume: Volume) -> bool:
         return False
     segments: set[int] = set()
     for row in rows.values():
+        if row.segment == STORED_SEGMENT:
+            continue
         volume.segments.free(row.segment, row.offset, row.length, whole=False)
         segments.add(row.segment)
     freed = set(extents)

@@ -6,6 +6,7 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     B bucket name                -> JSON BucketRow; the bucket's directory is also a dentry of the root
     C name                       -> 8-byte counter: "session" (ids given out), "format"
     D node, entry                -> Dentry; see below
+    E extent                     -> 16-byte checksum, then the bytes of an extent that lies in no data file yet
     F txn, extent                -> generation of the extent, which had no references then; its X row, K row and bytes go when no reader
                                     is older than txn, if it still has that generation
     G segment                    -> SegmentRow: one data file
@@ -253,6 +254,9 @@ class ExtentRow:
         """The row and the checksums it carries (empty: they are in the K table)."""
         return cls(*_EXTENT.unpack_from(raw)), raw[_EXTENT.size :]
 
+
+STORED_SEGMENT = 0
+"""The segment of extents whose bytes are an E row."""
 
 _SEGMENT = struct.Struct(">IQQ")
 

@@ -16,6 +16,7 @@ from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
     EXTENT_CHECKSUMS_INLINE_BYTES_MAX,
+    STORED_SEGMENT,
     ChangeRow,
     ExtentRow,
     Inode,
@@ -77,6 +78,8 @@ class InodeReader:
         if raw is None:
             raise NotFound(f"extent {number:#x} has no row; run `stratum fsck`", extent=number)
         row, checksums = ExtentRow.unpack(raw)
+        if row.segment == STORED_SEGMENT:
+            return row, b""
         return row, checksums or self.get(key_u64(b"K", number)) or b""
 
     def has_slices(self, inode: int, stop: int) -> bool:
@@ -214,10 +217,34 @@ class MetadataTransaction(InodeReader):
             prepared.checksums,
         )
         self._extents_new.add(prepared.number)
+        self._count_in_segment(prepared)
+
+    def _count_in_segment(self, prepared: PreparedExtent) -> None:
         segment = self.segment(prepared.segment) or SegmentRow(prepared.path, 0, 0)
         segment.extents += 1
         segment.live_bytes += prepared.length
         self.put_segment(prepared.segment, segment)
+
+    def add_stored_extent(self, number: int, length: int) -> None:
+        """An extent with one reference whose bytes the caller puts into an E row."""
+        self.writes += 1
+        self._extents[number] = (ExtentRow(length, STORED_SEGMENT, 0, 1), b"")
+
+    def place_extent(self, number: int, prepared: PreparedExtent) -> bool:
+        """Move a stored extent to durable bytes in a segment; False if it was freed or moved meanwhile."""
+        if number not in self._extents and self.get(key_u64(b"X", number)) is None:
+            return False
+        row, _ = self.extent(number)
+        if row.segment != STORED_SEGMENT or not row.references:
+            return False
+        assert row.length == prepared.length, f"extent {number:#x} changes its length"
+        row.segment, row.offset = prepared.segment, prepared.offset
+        row.generation += 1
+        self.delete(key_u64(b"E", number))
+        self._extents[number] = (row, prepared.checksums)
+        self._extents_new.add(number)
+        self._count_in_segment(prepared)
+        return True
 
     def reference_extent(self, number: int, delta: int) -> None:
         """Change the reference count. At zero the extent stays readable until no reader is older than this transaction."""
@@ -248,6 +275,9 @@ class MetadataTransaction(InodeReader):
         row, checksums = self.extent(number)
         self._extents.pop(number, None)
         self.delete(key_u64(b"X", number))
+        if row.segment == STORED_SEGMENT:
+            self.delete(key_u64(b"E", number))
+            return
         if len(checksums) > EXTENT_CHECKSUMS_INLINE_BYTES_MAX:
             self.delete(key_u64(b"K", number))
         segment = self.segment(row.segment)

@@ -13,10 +13,11 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import content, objects, tree
+from stratum import content, objects, stored_extents, tree
 from stratum.content import INLINE_BYTES_MAX
 from stratum.errors import NotFound, TryAgain
 from stratum.schema import ETAG_PARTS_VERSIONED, Inode, Kind, Slice
+from stratum.stored_extents import STORED_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SPILL_BYTES = 4 * 1024 * 1024
 """Memory of one file beyond this goes to a data file, unsynced, before the commit."""
+STORED_PIECES_MAX = 16
 FOREVER = 1 << 63
 
 
@@ -174,31 +176,36 @@ class WriteBuffer:
             stop = min(inode.size, self.base_limit)
             return inode, b"", stop > 0 and reader.has_slices(self.number, stop)
 
-    def inline_mutation(self, created: Inode | None = None) -> Callable[[MetadataTransaction], Inode] | None:
+    def mutation(self, created: Inode | None = None) -> Callable[[MetadataTransaction], Inode] | None:
         """The commit as one mutation, if it needs no data file; call `forget` when it is done.
 
         `created` is the inode of a file that has no row yet and gets it earlier in the same transaction.
 
         The mutation raises `NotFound` if the file is gone.
         """
-        if self.size > INLINE_BYTES_MAX or self.spilled:
+        if self.spilled or self.memory_bytes > STORED_BYTES_MAX:
             return None
         if created is not None:
-            inode, prefix = created, b""
+            inode, prefix, has_slices = created, b"", False
         else:
             try:
                 inode, prefix, has_slices = self._base()
             except NotFound:
                 return None
-            if has_slices:
-                return None
-        whole = bytearray(prefix[: self.size].ljust(self.size, b"\0"))
-        self.overlay(0, whole)
-        version, data = inode.version, bytes(whole)
-        return lambda tx: self._apply_inline(tx, version, data)
+        version = inode.version
+        if self.size <= INLINE_BYTES_MAX and not has_slices:
+            whole = bytearray(prefix[: self.size].ljust(self.size, b"\0"))
+            self.overlay(0, whole)
+            data = bytes(whole)
+            return lambda tx: self._apply_inline(tx, version, data)
+        if prefix or len(self.memory) > STORED_PIECES_MAX:
+            return None
+        base_limit = 0 if inode.flags & Inode.INLINE else self.base_limit
+        pieces = [(at, bytes(data)) for at, data in self.memory]
+        return lambda tx: self._apply_stored(tx, version, base_limit, pieces)
 
     def _commit_once(self) -> Inode:
-        function = self.inline_mutation()
+        function = self.mutation()
         if function is not None:
             return self._finish(self._volume.mutate(function))
         inode, prefix, _ = self._base()
@@ -269,6 +276,19 @@ class WriteBuffer:
             tx.cut_slices(self.number, piece.at, piece.at + piece.length)
             tx.add_extent(piece.extent)
             tx.put_slice(self.number, Slice(piece.at, piece.length, piece.extent.number, 0))
+        return self._touch(tx, inode)
+
+    def _apply_stored(
+        self, tx: MetadataTransaction, version: int, base_limit: int, pieces: list[tuple[int, bytes]]
+    ) -> Inode:
+        inode = self._current(tx, version)
+        content.drop_inline(tx, inode)
+        if base_limit < inode.size:
+            tx.cut_slices(self.number, base_limit, FOREVER)
+        for offset, data in pieces:
+            extent, at, length = stored_extents.put(tx, self.number, offset, data)
+            tx.cut_slices(self.number, at, at + length)
+            tx.put_slice(self.number, Slice(at, length, extent, 0))
         return self._touch(tx, inode)
 
     def _touch(self, tx: MetadataTransaction, inode: Inode) -> Inode:

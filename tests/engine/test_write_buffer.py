@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratum import buckets, content, fsck, housekeeping
+from stratum import buckets, content, fsck, housekeeping, stored_extents
 from stratum.content import INLINE_BYTES_MAX
 from stratum.errors import NoSpace
 from stratum.files import Caller, make
@@ -29,7 +29,9 @@ steps = st.lists(
         st.tuples(st.just("write"), offsets, st.integers(1, 9000)),
         st.tuples(st.just("truncate"), offsets, st.just(0)),
         st.tuples(st.just("read"), offsets, st.integers(1, SPAN)),
-        st.tuples(st.sampled_from(["commit", "spill", "reopen", "truncate_now", "reclaim"]), offsets, st.just(0)),
+        st.tuples(
+            st.sampled_from(["commit", "spill", "reopen", "truncate_now", "reclaim", "move"]), offsets, st.just(0)
+        ),
     ),
     max_size=30,
 )
@@ -83,6 +85,10 @@ def test_a_file_is_a_bytearray(tmp_path_factory: pytest.TempPathFactory, history
                 buffer.spill()
             elif step == "reclaim":
                 housekeeping.run_once(volume)
+            elif step == "move":
+                with volume.snapshot() as reader:
+                    stored = stored_extents.numbers(reader)
+                stored_extents.move(volume, stored)
             else:
                 buffer.commit()
                 assert get(volume, "file") == bytes(model)
