@@ -9,7 +9,7 @@ Invariants
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,10 @@ class _Piece:
     extent: PreparedExtent
 
 
+def _start_of(piece: tuple[int, bytearray]) -> int:
+    return piece[0]
+
+
 class WriteBuffer:
     """Changes of one inode. Not thread-safe: the owner serialises calls."""
 
@@ -66,7 +70,7 @@ class WriteBuffer:
         self.mtime_ns = now_ns
         self.size = max(self.size, offset + len(data))
         end = offset + len(data)
-        at = bisect_right(self.memory, offset, key=lambda piece: piece[0]) - 1
+        at = bisect_right(self.memory, offset, key=_start_of) - 1
         if at >= 0:
             start, piece = self.memory[at]
             following = self.memory[at + 1][0] if at + 1 < len(self.memory) else FOREVER
@@ -76,23 +80,27 @@ class WriteBuffer:
                 self.memory_bytes += len(piece) - before
                 return
         self._cut_memory(offset, end)
-        at = bisect_right(self.memory, offset, key=lambda piece: piece[0])
+        at = bisect_right(self.memory, offset, key=_start_of)
         self.memory.insert(at, (offset, bytearray(data)))
         self.memory_bytes += len(data)
 
     def _cut_memory(self, start: int, stop: int) -> None:
+        """O(pieces cut), whatever else there is: a database writes thousands of separate pages between two flushes."""
+        first = max(0, bisect_right(self.memory, start, key=_start_of) - 1)
+        last = bisect_left(self.memory, stop, lo=first, key=_start_of)
         kept: list[tuple[int, bytearray]] = []
-        for at, piece in self.memory:
+        for at, piece in self.memory[first:last]:
             end = at + len(piece)
-            if end <= start or at >= stop:
+            self.memory_bytes -= len(piece)
+            if end <= start:
                 kept.append((at, piece))
                 continue
             if at < start:
                 kept.append((at, piece[: start - at]))
             if end > stop:
                 kept.append((stop, piece[stop - at :]))
-        self.memory = kept
-        self.memory_bytes = sum(len(piece) for _, piece in kept)
+        self.memory_bytes += sum(len(piece) for _, piece in kept)
+        self.memory[first:last] = kept
 
     def truncate(self, size: int, now_ns: int) -> None:
         self.mtime_ns = now_ns
