@@ -137,6 +137,7 @@ class AttributeOperations(FileOperations):
         groups = {ctx.gid} if ctx.uid == 0 else self._groups(ctx)
         with self._volume.snapshot() as reader:
             source = clones.find_readable(reader, path, ctx.uid, groups)
+            self._check_inside(reader.inode(source))
         for inode in (source, number):
             state = self.open_files.state(inode)
             if state is not None:

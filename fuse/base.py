@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import functools
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+import inspect
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -41,11 +42,24 @@ stale open once only; under constant replacement that is not enough."""
 BLOCK_BYTES = 512
 
 
+INODE_PARAMETERS = frozenset(
+    ("inode", "parent_inode", "new_parent_inode", "parent_inode_old", "parent_inode_new")
+)  # fmt: skip
+
+
 def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Translate what a handler raises."""
+    """Translate what a handler raises, and the kernel's number of the mount's root, which is always 1."""
+    places = [place for place, name in enumerate(inspect.signature(function).parameters) if name in INODE_PARAMETERS]
 
     @functools.wraps(function)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        root = cast("Base", args[0]).root
+        if root != pyfuse3.ROOT_INODE:
+            numbers = list(args)
+            for place in places:
+                if numbers[place] == pyfuse3.ROOT_INODE:
+                    numbers[place] = root
+            args = cast("Any", tuple(numbers))
         try:
             return await function(*args, **kwargs)
         except pyfuse3.FUSEError:
@@ -69,9 +83,17 @@ class Base(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, *, root: int = pyfuse3.ROOT_INODE, shared: bool = False) -> None:
+        """`root` is the inode that is mounted: 1 for all buckets, or a bucket's directory.
+
+        `shared`: another writable mount may show the same tree. Then no name is cached, and none is made before its commit:
+        nobody can be asked to forget a name whose directory the kernel has locked for somebody who waits for us.
+        """
         super().__init__()
         self._volume = volume
+        self.root = root
+        self.shared = shared
+        self._entry_cache_s = 0.0 if shared else CACHE_S
         self.open_files = OpenFiles()
         self.orphans: dict[int, float] = {}
         self._token: trio.lowlevel.TrioToken | None = None
@@ -91,9 +113,17 @@ class Base(pyfuse3.Operations):
             await finished.wait()
         return box[0].outcome()
 
-    def _attributes(self, inode: Inode, *, cache_s: float = CACHE_S) -> pyfuse3.EntryAttributes:
+    def kernel_number(self, number: int) -> int:
+        return pyfuse3.ROOT_INODE if number == self.root else number
+
+    def _check_inside(self, inode: Inode) -> None:
+        """A mount of one bucket shows nothing of another, however it is asked (a file handle, a path to clone)."""
+        if self.root not in (pyfuse3.ROOT_INODE, inode.bucket):
+            raise NotFound("this lies outside of what is mounted here")
+
+    def _attributes(self, inode: Inode, *, cache_s: float = 0.0) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = inode.number
+        entry.st_ino = self.kernel_number(inode.number)
         entry.generation = 0
         entry.entry_timeout = cache_s
         entry.attr_timeout = CACHE_S
@@ -120,7 +150,7 @@ class Base(pyfuse3.Operations):
     def _entry(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
         """Attributes that count as a lookup. An alias is not cached: its plain name may become free unseen."""
         self.open_files.looked_up(inode.number)
-        return self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else CACHE_S)
+        return self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else self._entry_cache_s)
 
     def _fresh(self, number: int) -> Inode:
         state = self.open_files.state(number)

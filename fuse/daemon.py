@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from stratum import housekeeping
+from stratum import buckets, housekeeping
 from stratum.errors import Busy, StratumError, UnfinishedMount
 from stratum.fuse import _negotiate
 from stratum.fuse.invalidation import Follower
@@ -56,31 +57,45 @@ def remove_stale(mountpoint: Path) -> None:
         raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
 
 
-def check_alone(reader: InodeReader) -> None:
-    """Raises `Busy` if there is a writable mount."""
+@dataclass(slots=True, frozen=True)
+class Wanted:
+    """What is mounted and how. `bucket` empty: all of them."""
+
+    bucket: str = ""
+    read_only: bool = False
+    shared: bool = False
+
+
+def check_others(reader: InodeReader, wanted: Wanted) -> None:
+    """Raises `Busy` if there is a writable mount of an overlapping tree that does not go with this one."""
+    if wanted.read_only:
+        return
     for _, raw in reader.scan(*prefix_range(b"T")):
         row = unpack_json(raw)
-        if not row["read_only"]:
-            raise Busy(
-                f"the volume is mounted for writing at {row['mountpoint']}; unmount that one first, or mount with --read-only"
-            )
+        overlaps = not row.get("bucket") or not wanted.bucket or row["bucket"] == wanted.bucket
+        if row["read_only"] or not overlaps or (wanted.shared and row.get("shared")):
+            continue
+        raise Busy(
+            f"this tree is mounted for writing at {row['mountpoint']}; unmount that one, mount with --read-only, "
+            "or mount both with --shared-without-locks"
+        )
 
 
-def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], read_only: bool = False) -> None:
+def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted: Wanted) -> None:
     """Mount and serve until SIGTERM, SIGINT or umount. Any number of read-only mounts stand beside a writable one.
 
-    Raises `UnfinishedMount`, or `Busy` if the volume is mounted for writing already: two writable mounts would wait for each
-    other's acknowledgement while the kernel holds the locks those need.
+    Raises `UnfinishedMount`, `NoSuchBucket`, or `Busy` if the tree is mounted for writing already: two writable mounts would
+    wait for each other's acknowledgement while the kernel holds the locks those need, unless they cache no names.
     """
     housekeeping.recover(volume)
-    if not read_only:
-        with volume.snapshot() as reader:
-            check_alone(reader)
+    with volume.snapshot() as reader:
+        check_others(reader, wanted)
+        root = buckets.get(reader, wanted.bucket).inode if wanted.bucket else pyfuse3.ROOT_INODE
     remove_stale(mountpoint)
     mountpoint.mkdir(parents=True, exist_ok=True)
-    operations = Operations(volume)
+    operations = Operations(volume, root=root, shared=wanted.shared)
     options = set(pyfuse3.default_options) | {"fsname=stratum", "subtype=stratum", "allow_other", "default_permissions"}
-    if read_only:
+    if wanted.read_only:
         options.add("ro")
     try:
         pyfuse3.init(operations, str(mountpoint), options)
@@ -90,7 +105,7 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], read_o
         ) from error
     followers: list[Follower] = []
     try:
-        trio.run(_main, volume, operations, mountpoint, ready, followers, read_only)
+        trio.run(_main, volume, operations, mountpoint, ready, followers, wanted)
     finally:
         # Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
         pyfuse3.close(unmount=True)
@@ -109,7 +124,7 @@ async def _main(
     mountpoint: Path,
     ready: Callable[[], None],
     followers: list[Follower],
-    read_only: bool,
+    wanted: Wanted,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     volume.committer.undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
@@ -123,14 +138,15 @@ async def _main(
         "device": device,
         "mountpoint": str(mountpoint),
         "slot": volume.session.slot,
-        "read_only": read_only,
+        "read_only": wanted.read_only,
+        "bucket": wanted.bucket,
+        "shared": wanted.shared,
     }
     session = volume.session.id
     follower.start()
 
     def register(tx: MetadataTransaction) -> None:
-        if not read_only:
-            check_alone(tx)
+        check_others(tx, wanted)
         tx.put(key_u64(b"T", session), pack_json(row))
 
     await operations.commit(register)

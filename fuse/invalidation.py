@@ -146,14 +146,16 @@ class Follower:
         known = self._operations.open_files.lookups
         if row.orphan and not self._loop_ended.is_set():
             self._token.run_sync_soon(self._orphaned, row.inode)
-        if row.parent and (row.parent in known or row.parent == pyfuse3.ROOT_INODE):
-            for name in mount_names.possible_names(row.entry):
+        operations = self._operations
+        if row.parent and (row.parent in known or row.parent == operations.root):
+            parent = operations.kernel_number(row.parent)
+            for name in () if operations.shared else mount_names.possible_names(row.entry):
                 if len(name) <= mount_names.NAME_BYTES_MAX:
                     with suppress(FileNotFoundError):
-                        pyfuse3.invalidate_entry(row.parent, name)
-            self._inode(row.parent, attributes_only=True)
-        if row.inode in known:
-            self._inode(row.inode, attributes_only=False)
+                        pyfuse3.invalidate_entry(parent, name)
+            self._inode(parent, attributes_only=True)
+        if row.inode in known or row.inode == operations.root:
+            self._inode(operations.kernel_number(row.inode), attributes_only=False)
 
     @staticmethod
     def _inode(number: int, *, attributes_only: bool) -> None:

@@ -18,7 +18,7 @@ import pyfuse3
 from stratum import content, files, mount_names, tree
 from stratum.errors import NoSpace, NotFound
 from stratum.fuse.attribute_operations import AttributeOperations
-from stratum.fuse.base import CACHE_S, handler
+from stratum.fuse.base import handler
 from stratum.schema import Inode, Kind
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Operations(AttributeOperations):
-    """One mount of all buckets: the handlers on names, and what the others bring."""
+    """One mount: the handlers on names, and what the others bring."""
 
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -41,7 +41,10 @@ class Operations(AttributeOperations):
                 self.open_files.lose(state)  # S3 was quicker
             if name in {b".", b".."}:
                 inode = reader.inode(parent_inode)
-                return self._entry(reader.inode(inode.parent or inode.number) if name == b".." else inode, name)
+                self._check_inside(inode)
+                if name == b".." and inode.number != self.root:
+                    inode = reader.inode(inode.parent or inode.number)
+                return self._entry(inode, name)
             return self._entry(files.lookup(reader, parent_inode, name), name)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -80,10 +83,12 @@ class Operations(AttributeOperations):
         if not self._volume.has_space():
             raise pyfuse3.FUSEError(errno.ENOSPC)
         await self._settle_name(parent_inode, name)
-        with self._volume.snapshot() as reader:
-            inode = files.prepare_file(
-                reader, parent_inode, name, mode, self._caller(ctx), self._volume.new_id(), time.time_ns()
-            )
+        inode = None
+        if not self.shared:
+            with self._volume.snapshot() as reader:
+                inode = files.prepare_file(
+                    reader, parent_inode, name, mode, self._caller(ctx), self._volume.new_id(), time.time_ns()
+                )
         if inode is None:
             number = await self._make(parent_inode, name, stat.S_IFREG | mode & 0o7777, ctx)
             entry = self._entry_now(number, name)
@@ -198,7 +203,7 @@ class Operations(AttributeOperations):
                 directory.remember(cookie, last)
 
     def _reply(self, token: pyfuse3.ReaddirToken, name: bytes, inode: Inode, cookie: int) -> bool:
-        attributes = self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else CACHE_S)
+        attributes = self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else self._entry_cache_s)
         if not pyfuse3.readdir_reply(token, name, attributes, cookie):
             return False
         self.open_files.looked_up(inode.number)

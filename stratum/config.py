@@ -59,6 +59,13 @@ SETTINGS = (
     Setting("s3", "object_bytes_max", 5497558138880, "largest object (5 TiB)"),
     Setting("admin", "listen", "127.0.0.1:0", "address reserved for health and metrics; init chooses a free port"),
     Setting("mount", "path", "", "where `serve` mounts the volume; empty: it does not"),
+    Setting("mount", "bucket", "", "mount this bucket instead of all of them"),
+    Setting(
+        "mount",
+        "shared_without_locks",
+        False,
+        "allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",
+    ),
     Setting(
         "mount", "dirty_bytes_max", 33554432, "written bytes a mount keeps in memory before they go to a data file"
     ),
@@ -90,6 +97,8 @@ class Config:
     s3_object_bytes_max: int
     admin_listen: str
     mount_path: str
+    mount_bucket: str
+    mount_shared_without_locks: bool
     mount_dirty_bytes_max: int
     mount_acknowledge_s_max: float
     log_format: str

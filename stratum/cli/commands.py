@@ -141,7 +141,10 @@ def mount(options: Namespace) -> int:
     with Volume(options.volume, "mount") as opened:
         housekeeper = None if options.supervised else Housekeeper(opened)
         try:
-            daemon.serve(opened, directory.absolute(), ready=ready, read_only=options.read_only)
+            bucket = options.bucket or ("" if options.directory else config.mount_bucket)
+            shared = options.shared_without_locks or config.mount_shared_without_locks
+            wanted = daemon.Wanted(bucket, options.read_only, shared)
+            daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted)
         finally:
             if housekeeper is not None:
                 housekeeper.stop()

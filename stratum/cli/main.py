@@ -85,6 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
             made.add_argument(
                 "--read-only", action="store_true", help="may stand beside the writable mount, any number of times"
             )
+            made.add_argument("--bucket", metavar="NAME", default="", help="mount one bucket instead of all")
+            made.add_argument(
+                "--shared-without-locks",
+                action="store_true",
+                help="allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",
+            )
     command(sub, "status", "capacity, objects, health and processes", commands.status)
     made = command(sub, "fsck", "check the volume, and repair it with --repair", commands.fsck)
     made.add_argument("--repair", action="store_true")

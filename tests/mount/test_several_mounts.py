@@ -1,0 +1,172 @@
+"""Several mounts of one volume: writable ones that share a tree, and mounts of one bucket."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.support import serving, stratum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support import Server
+
+SHARED = "--shared-without-locks"
+WRITERS = 8
+ROUNDS = 12
+
+
+@contextmanager
+def mounting(server: Server, directory: Path, *flags: str) -> Iterator[Path]:
+    words = [sys.executable, "-m", "stratum.cli.main", "mount", str(server.root), str(directory), *flags]
+    with server.log.open("a") as log:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready"), server.log.read_text()[-2000:]
+        yield directory
+    finally:
+        process.terminate()
+        code = process.wait(30)
+        subprocess.run(["umount", "--lazy", str(directory)], check=False, capture_output=True)
+    assert code == 0
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A served volume that nobody has mounted."""
+    with serving(tmp_path_factory.mktemp("plain")) as server:
+        for bucket in ("one", "two"):
+            server.client().create_bucket(Bucket=bucket)
+        yield server
+
+
+def test_two_writable_mounts_show_each_other_at_once(plain: Server, tmp_path: Path) -> None:
+    s3 = plain.client()
+    with mounting(plain, tmp_path / "a", SHARED) as first, mounting(plain, tmp_path / "b", SHARED) as second:
+        sides = [first / "one", second / "one"]
+        for number in range(40):
+            here, there = sides[number % 2], sides[1 - number % 2]
+            data = os.urandom(100 + number * 1000)
+            (here / "f").write_bytes(data)
+            assert (there / "f").read_bytes() == data
+            assert (there / "f").stat().st_size == len(data)
+            (here / "f").rename(here / "g")
+            assert sorted(os.listdir(there)) == ["g"]
+            assert not (there / "f").exists()
+            with pytest.raises(FileExistsError):
+                (there / "g").open("x")
+            s3.put_object(Bucket="one", Key="g", Body=b"%d" % number)
+            assert (here / "g").read_bytes() == (there / "g").read_bytes() == b"%d" % number
+            with (there / "g").open("rb") as held:
+                (here / "g").unlink()
+                assert not (there / "g").exists()
+                assert held.read() == b"%d" % number
+
+
+def test_sixteen_writers_on_two_mounts_never_wait_for_each_other(plain: Server, tmp_path: Path) -> None:
+    errors: list[str] = []
+
+    def write(folder: Path, name: str) -> None:
+        try:
+            for number in range(ROUNDS):
+                file = folder / f"{name}-{number}"
+                file.write_bytes(name.encode() * 100)
+                file.rename(folder / f"{name}-done-{number}")
+                if number % 3 == 0:
+                    (folder / f"{name}-done-{number}").unlink()
+                (folder / f"{name}-d{number}").mkdir()
+        except OSError as error:
+            errors.append(f"{name}: {error}")
+
+    with mounting(plain, tmp_path / "a", SHARED) as first, mounting(plain, tmp_path / "b", SHARED) as second:
+        (first / "two" / "busy").mkdir()
+        threads = [
+            threading.Thread(target=write, args=(side / "two" / "busy", f"{at}{writer}"))
+            for at, side in enumerate((first, second))
+            for writer in range(WRITERS)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in threads)
+        assert errors == []
+        listed = sorted(os.listdir(first / "two" / "busy"))
+        assert listed == sorted(os.listdir(second / "two" / "busy"))
+        assert len(listed) == 2 * WRITERS * (ROUNDS * 2 - ROUNDS // 3)
+        for name in listed:
+            if "-done-" in name:
+                assert (second / "two" / "busy" / name).read_bytes() == name.partition("-")[0].encode() * 100
+    assert "fenced" not in plain.log.read_text()
+    assert json.loads(stratum("fsck", plain.root, "--json").stdout)["findings"] == []
+
+
+@pytest.mark.parametrize(("first", "second"), [((), ()), ((SHARED,), ()), ((), (SHARED,)), (("--bucket", "one"), ())])
+def test_writable_mounts_of_one_tree_must_all_say_that_they_share(
+    plain: Server, tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    with mounting(plain, tmp_path / "a", *first):
+        refused = stratum("mount", plain.root, tmp_path / "b", *second, expect=None)
+        assert refused.returncode != 0
+        assert SHARED in refused.stderr
+
+
+def test_a_mount_of_one_bucket(plain: Server, tmp_path: Path) -> None:
+    s3 = plain.client()
+    s3.put_object(Bucket="one", Key="secret", Body=b"of bucket one")
+    with (
+        mounting(plain, tmp_path / "a", "--bucket", "two") as two,
+        mounting(plain, tmp_path / "b", "--bucket", "one") as one,
+    ):
+        s3.put_object(Bucket="two", Key="k", Body=b"through S3")
+        assert (two / "k").read_bytes() == b"through S3"
+        s3.put_object(Bucket="two", Key="k", Body=b"again")
+        assert (two / "k").read_bytes() == b"again"
+        s3.delete_object(Bucket="two", Key="k")
+        assert not (two / "k").exists()
+        (two / "d").mkdir()  # a directory: this root holds no buckets
+        (two / "d" / "f").write_bytes(b"through the mount")
+        assert s3.get_object(Bucket="two", Key="d/f")["Body"].read() == b"through the mount"
+        with pytest.raises(ClientError):
+            s3.head_bucket(Bucket="d")
+        (two / "top").write_bytes(b"x")
+        (two / "top").rename(two / "d" / "top")
+        os.link(two / "d" / "top", two / "top")
+        assert s3.get_object(Bucket="two", Key="top")["Body"].read() == b"x"
+        assert two.stat().st_ino == 1
+        assert (two / "d" / "..").stat().st_ino == 1
+        os.setxattr(two, "user.where", b"the bucket's directory")
+        assert os.getxattr(two, "user.where") == b"the bucket's directory"
+        before = two.stat().st_mtime_ns
+        s3.put_object(Bucket="two", Key="later", Body=b"x")
+        assert two.stat().st_mtime_ns > before
+        with pytest.raises(FileNotFoundError):
+            os.setxattr(two / "top", "user.stratum.clone", b"one/secret")
+        os.setxattr(two / "top", "user.stratum.clone", b"two/d/f")
+        assert (two / "top").read_bytes() == b"through the mount"
+        (one / "secret").write_bytes(b"both are writable")
+        assert s3.get_object(Bucket="one", Key="secret")["Body"].read() == b"both are writable"
+    assert stratum("mount", plain.root, tmp_path / "c", "--bucket", "none", expect=4).returncode == 4
+
+
+def test_the_configuration_says_the_same(tmp_path: Path) -> None:
+    settings: dict[str, dict[str, Any]] = {"mount": {"bucket": "", "shared_without_locks": True}}
+    with (
+        serving(tmp_path / "volume", mount=True, settings=settings) as server,
+        mounting(server, tmp_path / "other", SHARED) as other,
+    ):
+        assert server.mount is not None
+        (server.mount / "made").mkdir()
+        (other / "made" / "f").write_bytes(b"x")
+        assert (server.mount / "made" / "f").read_bytes() == b"x"
