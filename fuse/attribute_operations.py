@@ -8,6 +8,7 @@ import stat
 import time
 
 import pyfuse3
+import trio
 
 from stratum import access_lists, clones, files, mount_names
 from stratum.files import Attributes
@@ -78,7 +79,18 @@ class AttributeOperations(FileOperations):
 
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        total, free = await trio.to_thread.run_sync(self._disk_space, limiter=self._disk_readers)
         data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_blocks = total // 4096
+        data.f_bfree = data.f_bavail = free // 4096
+        data.f_files = free // 256 + 1
+        data.f_ffree = data.f_favail = free // 256
+        data.f_namemax = mount_names.NAME_BYTES_MAX
+        return data
+
+    def _disk_space(self) -> tuple[int, int]:
+        """(bytes in all, bytes free) of the data disks, each counted once."""
         total = free = 0
         seen: set[int] = set()
         for folder in self._volume.segments.folders:
@@ -88,13 +100,7 @@ class AttributeOperations(FileOperations):
                 disk = os.statvfs(folder)
                 total += disk.f_blocks * disk.f_frsize
                 free += max(0, disk.f_bavail * disk.f_frsize - self._volume.config.volume_free_bytes_min)
-        data.f_bsize = data.f_frsize = 4096
-        data.f_blocks = total // 4096
-        data.f_bfree = data.f_bavail = free // 4096
-        data.f_files = free // 256 + 1
-        data.f_ffree = data.f_favail = free // 256
-        data.f_namemax = mount_names.NAME_BYTES_MAX
-        return data
+        return total, free
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import pyfuse3
@@ -14,17 +15,26 @@ from stratum import content, tree
 from stratum.errors import StratumError
 from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
 from stratum.log import get_logger
+from stratum.segments import WouldWait
 from stratum.write_buffer import SPILL_BYTES, truncate_now
 
 if TYPE_CHECKING:
+    from stratum.content import ReadPlan
     from stratum.fuse.open_files import FileState
+    from stratum.volume import Volume
 
 
 log = get_logger("mount")
+DISK_READERS_MAX = 32
+"""Threads that wait for disks; of their own, so that a disk that hangs holds up no commit."""
 
 
 class FileOperations(Base):
     """Handlers on handles."""
+
+    def __init__(self, volume: Volume, *, root: int = pyfuse3.ROOT_INODE, shared: bool = False) -> None:
+        super().__init__(volume, root=root, shared=shared)
+        self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
 
     async def _truncate(self, number: int, size: int, *, open_handle: bool) -> None:
         state = self.open_files.state(number)
@@ -61,24 +71,33 @@ class FileOperations(Base):
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Any contiguous buffer serves; the binding's types say bytes."""
+        """Any contiguous buffer serves; the binding's types say bytes. Only bytes in memory are read in the loop."""
         state = self.open_files.handles[fh].state
+        while True:
+            with self._volume.reading():
+                with self._volume.snapshot() as reader:
+                    inode = state.pending.inode if state.pending is not None else reader.inode(state.number)
+                    committed = max(off, min(off + size, inode.size))
+                    plan = content.plan_read(reader, inode, off, committed)
+                try:
+                    pieces = list(content.read_planned(self._volume, plan, off, committed, may_wait=False))
+                    break
+                except WouldWait:
+                    pieces = await trio.to_thread.run_sync(
+                        partial(self._read_waiting, plan, off, committed), limiter=self._disk_readers
+                    )
+            if self._fresh(state.number).version == inode.version:
+                break  # else what was written meanwhile may have left the buffer for the store
         buffer = state.buffer
-        with self._volume.reading():
-            with self._volume.snapshot() as reader:
-                inode = state.pending.inode if state.pending is not None else reader.inode(state.number)
-                end = buffer.size if buffer is not None and buffer.dirty else inode.size
-                stop = min(off + size, end)
-                if stop <= off:
-                    return b""
-                committed = min(stop, inode.size)
-                plan = content.plan_read(reader, inode, off, committed)
-            pieces = list(content.read_planned(self._volume, plan, off, committed)) if committed > off else []
         if buffer is None or not buffer.dirty:
             return cast("bytes", pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-        base = bytearray(b"".join(pieces).ljust(stop - off, b"\0"))
+        stop = max(off, min(off + size, buffer.size))
+        base = bytearray(b"".join(pieces)[: stop - off].ljust(stop - off, b"\0"))
         buffer.overlay(off, base)
         return cast("bytes", base)
+
+    def _read_waiting(self, plan: ReadPlan, start: int, stop: int) -> list[bytes | memoryview]:
+        return list(content.read_planned(self._volume, plan, start, stop))
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

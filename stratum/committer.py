@@ -148,10 +148,11 @@ class Committer:
 
     def _commit(self, batch: list[Mutation[Any]], *, more: bool = False) -> None:
         """`more`: the batch may grow by what is queued when the transaction begins."""
+        may_grow = self._may_grow()
         if self.failed is not None:
             self._fail(batch, self.failed)
             return
-        if not self._may_grow():
+        if not may_grow:
             refused = [mutation for mutation in batch if not mutation.frees]
             self._fail(refused, NoSpace("the disk is full down to the reserve; delete something, then try again"))
             batch = [mutation for mutation in batch if mutation.frees]

@@ -140,8 +140,11 @@ def plan_read(reader: InodeReader, inode: Inode, start: int = 0, stop: int | Non
     return ReadPlan(inode, None, reader.slices(inode.number, start, inode.size if stop is None else stop))
 
 
-def read_extent(volume: Volume, number: int, start: int, stop: int) -> bytes | memoryview:
-    """Bytes of an extent. On damage its row is read again: it may have moved since."""
+def read_extent(volume: Volume, number: int, start: int, stop: int, *, may_wait: bool = True) -> bytes | memoryview:
+    """Bytes of an extent. On damage its row is read again: it may have moved since.
+
+    Raises `DataDamaged`, and `segments.WouldWait` if a disk must be asked and `may_wait` is not set.
+    """
     generation = 0
     while True:
         with volume.snapshot() as reader:
@@ -149,7 +152,9 @@ def read_extent(volume: Volume, number: int, start: int, stop: int) -> bytes | m
             if row.segment == STORED_SEGMENT:
                 return stored_extents.get(reader, number)[start:stop]
         try:
-            return volume.segments.read(number, row.segment, row.offset, row.length, checksums, start, stop)
+            return volume.segments.read(
+                number, row.segment, row.offset, row.length, checksums, start, stop, may_wait=may_wait
+            )
         except DataDamaged:
             if row.generation == generation:
                 volume.damage_seen(number)
@@ -157,8 +162,10 @@ def read_extent(volume: Volume, number: int, start: int, stop: int) -> bytes | m
             generation = row.generation
 
 
-def read_planned(volume: Volume, plan: ReadPlan, start: int, stop: int) -> Iterator[bytes | memoryview]:
-    """The bytes [start, stop) in pieces of at most READ_BYTES; holes are zeros."""
+def read_planned(
+    volume: Volume, plan: ReadPlan, start: int, stop: int, *, may_wait: bool = True
+) -> Iterator[bytes | memoryview]:
+    """The bytes [start, stop) in pieces of at most READ_BYTES; holes are zeros. Raises what `read_extent` does."""
     if plan.inline is not None:
         yield plan.inline[start:stop]
         yield from _zeros(max(start, len(plan.inline)), stop)
@@ -175,7 +182,7 @@ def read_planned(volume: Volume, plan: ReadPlan, start: int, stop: int) -> Itera
         while at < end:
             inside = at - piece.file_offset + piece.extent_offset
             count = min(READ_BYTES - inside % READ_BYTES, end - at)
-            yield read_extent(volume, piece.extent, inside, inside + count)
+            yield read_extent(volume, piece.extent, inside, inside + count, may_wait=may_wait)
             at += count
     yield from _zeros(at, stop)
 

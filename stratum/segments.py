@@ -21,7 +21,7 @@ import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import xxhash
 
@@ -58,6 +58,24 @@ class PreparedExtent:
     length: int
     checksums: bytes
     private: bool
+
+
+class WouldWait(Exception):
+    """The bytes are not in memory."""
+
+
+def _read_cached(fd: int, length: int, offset: int) -> bytes:
+    """`os.pread`, if it needs no disk: preadv2(2) with RWF_NOWAIT. Raises `WouldWait`."""
+    buffer = bytearray(length)
+    try:
+        done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL}:
+            raise WouldWait from None
+        raise
+    if done < length:
+        raise WouldWait  # the rest is on the disk, or the file is too short: who may wait finds out
+    return cast("bytes", buffer)  # a buffer like another
 
 
 def punch_hole(fd: int, offset: int, length: int) -> bool:
@@ -438,38 +456,60 @@ class SegmentStore:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _descriptor(self, segment: int) -> Iterator[int]:
+    def _descriptor(self, segment: int, *, may_wait: bool) -> Iterator[int]:
         """A descriptor that stays open inside the block; the least used ones are closed."""
         with self._lock:
             entry = self._readers.get(segment)
-            if entry is None:
-                entry = self._readers[segment] = [os.open(self.find(segment), os.O_RDONLY | os.O_CLOEXEC), 0]
-            entry[1] += 1
-            self._readers.move_to_end(segment)
-            if len(self._readers) > self._descriptors_max:
-                for number, (fd, users) in list(self._readers.items()):
-                    if users == 0:
-                        os.close(fd)
-                        del self._readers[number]
-                        break
+            if entry is not None:
+                entry[1] += 1
+                self._readers.move_to_end(segment)
+        if entry is None:
+            if not may_wait:
+                raise WouldWait
+            fd = os.open(self.find(segment), os.O_RDONLY | os.O_CLOEXEC)  # not under the lock: a disk may hang
+            with self._lock:
+                entry = self._readers.setdefault(segment, [fd, 0])
+                entry[1] += 1
+                self._close_unused(fd if entry[0] != fd else None)
         try:
             yield entry[0]
         finally:
             with self._lock:
                 entry[1] -= 1
 
+    def _close_unused(self, also: int | None) -> None:
+        """Under the lock."""
+        if also is not None:
+            os.close(also)
+        if len(self._readers) > self._descriptors_max:
+            for number, (fd, users) in list(self._readers.items()):
+                if users == 0:
+                    os.close(fd)
+                    del self._readers[number]
+                    break
+
     def read(
-        self, extent: int, segment: int, offset: int, length: int, checksums: bytes, start: int, stop: int
+        self,
+        extent: int,
+        segment: int,
+        offset: int,
+        length: int,
+        checksums: bytes,
+        start: int,
+        stop: int,
+        *,
+        may_wait: bool = True,
     ) -> bytes | memoryview:
         """Bytes [start, stop) of an extent that lies at `offset` of `segment`, each block verified.
 
-        Raises `DataDamaged`, also when the file is shorter or gone.
+        Raises `DataDamaged`, also when the file is shorter or gone, and `WouldWait` if it may not wait for a disk but had to.
         """
         first = start // BLOCK_BYTES * BLOCK_BYTES
         last = min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, length)
         try:
-            with self._descriptor(segment) as fd:
-                data = os.pread(fd, last - first, offset + first)
+            with self._descriptor(segment, may_wait=may_wait) as fd:
+                read = os.pread if may_wait else _read_cached
+                data = read(fd, last - first, offset + first)
         except FileNotFoundError as error:
             raise DataDamaged(f"extent {extent:016x} (its file is gone)", str(self.find(segment))) from error
         except OSError as error:

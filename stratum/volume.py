@@ -40,6 +40,7 @@ log = get_logger("volume")
 RESERVE_BYTES = 32 * 1024 * 1024
 """Kept in `meta/reserve` and given up when a delete cannot grow the store on a full disk."""
 SPACE_CHECK_S = 0.2
+SPACE_WAIT_S_MAX = 0.05
 
 
 def create(root: Path, changed: dict[str, Any]) -> None:
@@ -178,6 +179,7 @@ class Volume:
         self._acknowledger = Acknowledger(self)
         self._space_checked_s = 0.0
         self._space_ok = True
+        self._space_asking = threading.Lock()
         self._damaged: set[int] = set()
         self.remembered: tuple[int, dict[bytes, bytes | None]] = (-1, {})
         self._lock = threading.Lock()
@@ -266,15 +268,26 @@ class Volume:
         return min(stat.f_bavail * stat.f_frsize for stat in map(os.statvfs, folders))
 
     def _may_grow(self) -> bool:
-        now = time.monotonic()
-        if now - self._space_checked_s > SPACE_CHECK_S:
-            self._space_checked_s = now
+        """The answer of at most SPACE_CHECK_S ago, or the last one there was if a disk does not answer."""
+        if time.monotonic() - self._space_checked_s > SPACE_CHECK_S and self._space_asking.acquire(blocking=False):
+            asking = threading.Thread(target=self._ask_for_space, name="space", daemon=True)
+            asking.start()
+            asking.join(SPACE_WAIT_S_MAX)
+        return self._space_ok
+
+    def _ask_for_space(self) -> None:
+        """statvfs(2) of a disk that hangs never returns: in a thread of its own, one at a time."""
+        try:
             free = self.free_bytes()
             self._space_ok = (
                 free >= self.config.volume_free_bytes_min
                 and self.store.used_bytes() < self.config.metadata_map_bytes * 9 // 10
             )
-        return self._space_ok
+            self._space_checked_s = time.monotonic()
+        except OSError as error:
+            self._fail(StorageFailed(f"a disk cannot say what it has left ({error}); look at it, then restart"))
+        finally:
+            self._space_asking.release()
 
     def has_space(self) -> bool:
         """Whether ordinary writes are accepted now; checked at most every SPACE_CHECK_S."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stratum.committer import Mutation
-from stratum.errors import PreconditionFailed, SessionDead, StorageFailed, StratumError
+from stratum.errors import NoSpace, PreconditionFailed, SessionDead, StorageFailed, StratumError
 from stratum.preconditions import Conditions
 from stratum.schema import key_u64
 from tests.support import get, put
@@ -111,14 +111,41 @@ def test_after_a_failed_sync_nothing_is_written_any_more(opened: Volume, monkeyp
     assert isinstance(opened.failed, StorageFailed)
 
 
-def test_a_committer_that_breaks_fails_its_callers_instead_of_leaving_them(
-    opened: Volume, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_volume_whose_disk_is_gone_takes_no_writes(opened: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> int:
         raise FileNotFoundError("the volume's folder is gone")
 
     monkeypatch.setattr(opened, "free_bytes", broken)
     opened._space_checked_s = 0.0
+    for _ in range(2):
+        with pytest.raises(StorageFailed, match="folder is gone"):
+            put(opened, "k", b"x")
+
+
+def test_a_disk_that_does_not_answer_leaves_the_last_answer(opened: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def hung() -> int:
+        answers.wait(30)
+        return 0
+
+    monkeypatch.setattr(opened, "free_bytes", hung)
+    opened._space_checked_s = 0.0
+    put(opened, "k", b"x")
+    answers.set()
+    with opened._space_asking:
+        pass  # now it has answered: there is no space
+    with pytest.raises(NoSpace):
+        put(opened, "k", b"x")
+
+
+def test_a_committer_that_breaks_fails_its_callers_instead_of_leaving_them(
+    opened: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> bool:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(opened.committer, "_may_grow", broken)
     with pytest.raises(StorageFailed, match="committer failed"):
         put(opened, "k", b"x")
     with pytest.raises(StorageFailed):
