@@ -15,7 +15,7 @@ from typing import Any
 
 import lmdb
 
-from stratum import buckets, housekeeping, volume
+from stratum import buckets, housekeeping, stored_extents, volume
 from stratum.files import Caller, make
 from stratum.volume import Volume
 from stratum.write_buffer import WriteBuffer
@@ -25,7 +25,19 @@ SIZES = (50, 4_000, 20_000, 300_000, 4_500_000)
 KEYS = 8
 
 
+PATCH_AT = 20_000
+
+
+def patch(key: str, version: int) -> bytes:
+    return random.Random(f"patch {key} {version}").randbytes(200)
+
+
 def content(key: str, version: int) -> bytes:
+    if key.startswith("g"):  # a large file of which each version changes two places
+        whole = bytearray(random.Random(key).randbytes(40_000))
+        whole[:40] = f"{key} {version} ".encode().ljust(40)
+        whole[PATCH_AT : PATCH_AT + 200] = patch(key, version)
+        return bytes(whole)
     dice = random.Random(f"{key} {version}")
     return f"{key} {version} ".encode().ljust(40) + dice.randbytes(dice.choice(SIZES))
 
@@ -43,7 +55,7 @@ def work(opened: Volume, thread: int, seed: int, say: Any) -> None:
             say(f"ack {key} -1")
         elif thread % 2:
             # What the mount does: make a file once, then overwrite its content and fsync.
-            key = f"f{key}"
+            key = f"{'f' if thread == 1 else 'g'}{key}"
             say(f"try {key} {version}")
             if key not in files:
                 with opened.snapshot() as reader:
@@ -53,8 +65,12 @@ def work(opened: Volume, thread: int, seed: int, say: Any) -> None:
                 ).number
             with opened.snapshot() as reader:
                 buffer = WriteBuffer(opened, reader.inode(files[key]))
-            buffer.truncate(0, 1)
-            buffer.write(0, content(key, version), 1)
+            if key.startswith("g") and buffer.size:
+                buffer.write(0, f"{key} {version} ".encode().ljust(40), 1)
+                buffer.write(PATCH_AT, patch(key, version), 1)
+            else:
+                buffer.truncate(0, 1)
+                buffer.write(0, content(key, version), 1)
             buffer.commit()
             say(f"ack {key} {version}")
         else:
@@ -72,6 +88,7 @@ def main() -> None:
         original: Any = lmdb.open
         vars(lmdb)["open"] = lambda *words, **names: original(*words, **{**names, "sync": False})
     volume.RESERVE_BYTES = 65536
+    stored_extents.AGE_S_MIN = 0.1  # small changes of large files move to data files while the power goes
     lock = threading.Lock()
 
     def say(line: str) -> None:

@@ -1,0 +1,159 @@
+"""Statements of SEMANTICS.md that no other test is about."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stratum import files
+from stratum.errors import TooManyLinks
+from stratum.tree import LINKS_MAX
+from stratum.volume import Volume
+from tests.mount.test_several_mounts import SHARED, mounting
+from tests.support import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from stratum.transaction import MetadataTransaction
+    from tests.support import Server
+
+
+def code_of(call: Callable[[], Any]) -> int:
+    with pytest.raises(OSError, match=r"\[Errno") as caught:
+        call()
+    return caught.value.errno or 0
+
+
+def test_fsync_of_a_directory(home: Path) -> None:
+    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def test_s3_ignores_mode_bits(home: Path, s3: Any) -> None:
+    file = home / "f"
+    file.write_bytes(b"nobody may read this")
+    file.chmod(0)
+    os.chown(file, 4242, 4242)
+    assert s3.get_object(Bucket=home.name, Key="f")["Body"].read() == b"nobody may read this"
+
+
+def test_access_times_stay(home: Path) -> None:
+    file = home / "f"
+    file.write_bytes(b"x")
+    os.utime(file, ns=(1_000_000_000, 2_000_000_000))
+    assert file.read_bytes() == b"x"
+    assert file.stat().st_atime_ns == 1_000_000_000
+
+
+def test_times_far_away(home: Path) -> None:
+    file = home / "f"
+    file.write_bytes(b"x")
+    for time_ns in (-1, -86_400_000_000_000 * 365 * 50 + 7, 2**31 * 10**9 + 123_456_789, 2**32 * 10**9 + 1):
+        os.utime(file, ns=(time_ns, time_ns))
+        found = file.stat()
+        assert (found.st_atime_ns, found.st_mtime_ns) == (time_ns, time_ns)
+
+
+def test_locks_within_a_mount(home: Path) -> None:
+    (home / "f").write_bytes(b"x" * 100)
+    first, second = (os.open(home / "f", os.O_RDWR) for _ in range(2))
+    fcntl.flock(first, fcntl.LOCK_EX)
+    assert code_of(lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)) == errno.EAGAIN
+    fcntl.flock(first, fcntl.LOCK_UN)
+    fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    record = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 50, 0)
+    set_open_file_lock = 37  # F_OFD_SETLK
+    fcntl.fcntl(first, set_open_file_lock, record)
+    assert code_of(lambda: fcntl.fcntl(second, set_open_file_lock, record)) == errno.EAGAIN
+    fcntl.lockf(first, fcntl.LOCK_EX, 10, 60)
+    other = (
+        "import fcntl, sys\nfcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 10, int(sys.argv[2]))"
+    )
+    for start, free in ((60, False), (80, True)):
+        words = [sys.executable, "-c", other, str(home / "f"), str(start)]
+        assert (subprocess.run(words, capture_output=True).returncode == 0) == free
+    os.close(first)
+    os.close(second)
+
+
+def test_what_the_binding_cannot_carry(home: Path) -> None:
+    file = home / "f"
+    file.write_bytes(b"x" * 10_000)
+    descriptor = os.open(file, os.O_RDWR)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(50_000)) == -1
+    assert ctypes.get_errno() == errno.EOPNOTSUPP
+    os.posix_fallocate(descriptor, 0, 20_000)  # the C library writes instead
+    assert file.stat().st_size == 20_000
+    assert code_of(lambda: os.open(home, os.O_TMPFILE | os.O_RDWR, 0o600)) == errno.EOPNOTSUPP
+    get_flags = 0x80086601  # FS_IOC_GETFLAGS
+    assert code_of(lambda: fcntl.ioctl(descriptor, get_flags, bytes(8))) == errno.ENOTTY
+    os.ftruncate(descriptor, 100_000)
+    assert os.lseek(descriptor, 0, os.SEEK_HOLE) == 100_000
+    assert os.lseek(descriptor, 50_000, os.SEEK_DATA) == 50_000
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    target = os.open(home / "copy", os.O_RDWR | os.O_CREAT)
+    assert os.copy_file_range(descriptor, target, 5000) == 5000
+    assert os.pread(target, 6000, 0) == b"x" * 5000
+    os.close(descriptor)
+    os.close(target)
+
+
+def test_the_last_flush_of_two_mounts_wins(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "served") as server,
+        mounting(server, tmp_path / "a", SHARED) as first,
+        mounting(server, tmp_path / "b", SHARED) as second,
+    ):
+        server.client().create_bucket(Bucket="one")
+        (first / "one" / "f").write_bytes(b"")
+        here, there = (os.open(side / "one" / "f", os.O_WRONLY) for side in (first, second))
+        os.write(here, b"first")
+        os.write(there, b"2nd")
+        os.fsync(here)
+        assert (second / "one" / "f").stat().st_size in {3, 5}
+        os.fsync(there)
+        assert (first / "one" / "f").read_bytes() == b"2nd"
+        os.close(here)
+        os.close(there)
+        assert (first / "one" / "f").read_bytes() == (second / "one" / "f").read_bytes() == b"2nd"
+
+
+def test_statfs_is_true(mounted: Server, home: Path) -> None:
+    ours, disk = os.statvfs(home), os.statvfs(mounted.root)
+    reserve = 64 * 1024 * 1024
+    assert ours.f_namemax == 255
+    assert ours.f_blocks * ours.f_frsize == pytest.approx(disk.f_blocks * disk.f_frsize, rel=0.01)
+    free = ours.f_bavail * ours.f_frsize
+    assert free <= disk.f_bavail * disk.f_frsize - reserve + disk.f_blocks * disk.f_frsize // 100
+    assert free == pytest.approx(disk.f_bavail * disk.f_frsize - reserve, rel=0.05)
+
+
+def test_links_end(mounted: Server, home: Path) -> None:
+    (home / "f").write_bytes(b"x")
+    number = (home / "f").stat().st_ino
+    parent = home.stat().st_ino
+    with Volume(mounted.root, "test") as volume:
+
+        def link(tx: MetadataTransaction) -> None:
+            inode = tx.inode(number)
+            links, inode.nlink = inode.nlink, LINKS_MAX
+            try:
+                files.link(tx, number, parent, b"one too many")
+            finally:
+                inode.nlink = links
+
+        with pytest.raises(TooManyLinks):
+            volume.mutate(link)
+    assert (home / "f").stat().st_nlink == 1
