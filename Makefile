@@ -1,6 +1,6 @@
 # make run      install, make a demo volume if there is none, serve it
 # make check    install, then format, lint, types, tests, package build: the one word before a commit
-# Slow suites:  make soak, make bench, make bench-mount, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
+# Slow suites:  make soak, make bench, make bench-mount, make bench-invalidation, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
 
 SHELL := /bin/bash
 VENV := .venv
@@ -8,7 +8,7 @@ PYTHON := $(VENV)/bin/python
 BASE_PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
 PACKAGES := python3 python3-venv python3-dev gcc pkg-config fuse3 libfuse3-dev rclone restic sqlite3 git fio rsync
 
-.PHONY: run check install format lint types test build soak bench bench-mount compliance clean
+.PHONY: run check install format lint types test build soak bench bench-mount bench-invalidation compliance clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,9 @@ bench: install
 
 bench-mount: install
 	$(PYTHON) bench/mounts.py $(if $(RIVALS_MOUNTS),--rivals $(RIVALS_MOUNTS),)
+
+bench-invalidation: install
+	$(PYTHON) bench/invalidation.py
 
 compliance: install
 	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),) $(if $(PJDFSTEST_CRATE),--pjdfstest-crate $(PJDFSTEST_CRATE),)

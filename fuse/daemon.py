@@ -15,7 +15,7 @@ import trio
 from stratum import buckets, housekeeping
 from stratum.errors import Busy, StratumError, UnfinishedMount
 from stratum.fuse import _negotiate
-from stratum.fuse.invalidation import Follower
+from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.log import get_logger
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
@@ -128,7 +128,9 @@ async def _main(
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     volume.committer.undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
-    follower = Follower(volume, operations, token)
+    idle = Idle()
+    trio.lowlevel.add_instrument(idle)
+    follower = Follower(volume, operations, token, idle)
     followers.append(follower)
     device = device_of(mountpoint)
     if device is None:

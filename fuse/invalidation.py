@@ -2,7 +2,8 @@
 
 The steps for a poke, in this order:
 1. A barrier through the trio loop. A handler that read an older state has replied when the barrier runs, so what it told the
-   kernel is there to be invalidated; a handler that starts later reads the new state.
+   kernel is there to be invalidated; a handler that starts later reads the new state. A loop that sleeps in its selector is
+   past the barrier already: handlers do not await between a snapshot and the reply to it.
 2. In a thread of its own (never in the loop: the kernel may hold the directory's lock while it waits for a handler),
    read the log from `applied` on and invalidate.
 3. Publish `applied` in the slot table, then answer the poke.
@@ -34,10 +35,27 @@ IDLE_CHECK_S = 0.5
 """How often the log is read without a poke, for writers that died between commit and poke."""
 
 
+class Idle(trio.abc.Instrument):
+    """Whether the loop sleeps."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.now = timeout > 0
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002  trio calls it so
+        self.now = False
+
+
 class Follower:
     """Owns the poke socket and the invalidation thread of one mount."""
 
-    def __init__(self, volume: Volume, operations: Operations, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(
+        self, volume: Volume, operations: Operations, token: trio.lowlevel.TrioToken, idle: Idle | None = None
+    ) -> None:
+        """`idle` must be an instrument of the loop that `token` belongs to."""
+        self._idle = idle or Idle()
         self._volume = volume
         self._operations = operations
         self._token = token
@@ -117,6 +135,8 @@ class Follower:
         self._loop_ended.set()
 
     def _barrier(self) -> None:
+        if self._idle.now:
+            return
         passed = threading.Event()
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(passed.set)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import socket
 import struct
@@ -27,11 +28,31 @@ from stratum.log import get_logger
 from stratum.schema import key_u64, unpack_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stratum.committer import Mutation
     from stratum.volume import Volume
 
 POKE = struct.Struct("<Q")
+ANSWER_S_MAX = 0.25
+"""How long an answer is waited for before it is looked whether the mount lives."""
+UNREACHABLE_S = 0.005
 log = get_logger("acknowledge")
+
+
+class _Link:
+    """A connection to one mount. `unanswered` counts pokes without an answer yet."""
+
+    __slots__ = ("socket", "unanswered")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.unanswered = 0
+
+    def poke(self, transaction_id: int) -> None:
+        """Raises `OSError`, also when the mount has not taken the pokes before."""
+        self.socket.send(POKE.pack(transaction_id))
+        self.unanswered += 1
 
 
 class Acknowledger:
@@ -41,21 +62,27 @@ class Acknowledger:
         self._volume = volume
         self._queue: queue.SimpleQueue[tuple[list[Mutation[Any]], int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._sockets: dict[int, socket.socket] = {}
+        self._links: dict[int, _Link] = {}
+        self._lock = threading.Lock()
+        """Over `_links` and their counts: the committer pokes, too."""
 
     def submit(self, batch: list[Mutation[Any]], transaction_id: int) -> None:
         """Called by the committer: finish these mutations once the mounts have followed."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="acknowledger", daemon=True)
             self._thread.start()
+        with self._lock:
+            for link in self._links.values():  # the mounts begin while our thread wakes up
+                with suppress(OSError):
+                    link.poke(transaction_id)
         self._queue.put((batch, transaction_id))
 
     def stop(self) -> None:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
-        for connection in self._sockets.values():
-            connection.close()
+        for link in self._links.values():
+            link.socket.close()
 
     def _run(self) -> None:
         while True:
@@ -90,43 +117,74 @@ class Acknowledger:
         return rows
 
     def _wait(self, transaction_id: int) -> None:
+        """All mounts at once. Who is dead, or has not followed at the deadline, is fenced."""
         deadline = time.monotonic() + self._volume.config.mount_acknowledge_s_max
-        for session, row in self._mounts().items():
-            while not self._applied(session, row, transaction_id):
-                if self._volume.session.is_dead(session) or time.monotonic() > deadline:
+        mounts = self._mounts()
+        while True:
+            mounts = {
+                session: row for session, row in mounts.items() if not self._applied(session, row, transaction_id)
+            }
+            late = time.monotonic() > deadline
+            for session, row in list(mounts.items()):
+                if late or self._volume.session.is_dead(session):
                     self._drop(session)
-                    fence(self._volume, session, row)
-                    break
-                self._poke(session, row, transaction_id, deadline)
+                    fence(self._volume, session, mounts.pop(session))
+                else:
+                    self._ask(session, row, transaction_id)
+            if not mounts:
+                return
+            self._listen(mounts.keys(), min(deadline - time.monotonic(), ANSWER_S_MAX))
 
     def _applied(self, session: int, row: dict[str, Any], transaction_id: int) -> bool:
         owner, _, applied = self._volume.session.read_slot(row["slot"])
         return owner == session and applied >= transaction_id
 
-    def _poke(self, session: int, row: dict[str, Any], transaction_id: int, deadline: float) -> None:
-        """Ask once and wait for the answer."""
+    def _ask(self, session: int, row: dict[str, Any], transaction_id: int) -> None:
+        """Poke a mount that owes no answer."""
+        link = self._links.get(session)
         try:
-            connection = self._sockets.get(session)
-            if connection is None:
+            if link is None:
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                connection.settimeout(1.0)
+                connection.setblocking(False)
+                link = _Link(connection)
+                with self._lock:
+                    self._links[session] = link
                 with self._volume.meta_descriptor() as folder:  # keeps the path below the limit of 108 bytes
                     connection.connect(f"/proc/self/fd/{folder}/{row['socket']}")
-                self._sockets[session] = connection
-            connection.settimeout(max(0.05, min(deadline - time.monotonic(), 1.0)))
-            connection.send(POKE.pack(transaction_id))
-            answer = connection.recv(POKE.size)
-            if not answer:
-                self._drop(session)
-                time.sleep(0.005)
+            with self._lock:
+                if not link.unanswered:
+                    link.poke(transaction_id)
         except OSError:
             self._drop(session)
-            time.sleep(0.005)
+
+    def _listen(self, sessions: Iterable[int], seconds: float) -> None:
+        """Take answers, or wait a little for mounts that cannot be reached."""
+        links = {session: link for session in sessions if (link := self._links.get(session)) is not None}
+        if not links:
+            time.sleep(UNREACHABLE_S)
+            return
+        sockets = [link.socket for link in links.values()]
+        ready, _, _ = select.select(
+            sockets, [], [], max(0.0, seconds if len(links) == len(list(sessions)) else UNREACHABLE_S)
+        )
+        for session, link in links.items():
+            if link.socket in ready:
+                try:
+                    answered = bool(link.socket.recv(POKE.size))
+                except OSError:
+                    answered = False
+                if answered:
+                    with self._lock:
+                        link.unanswered -= 1
+                else:
+                    self._drop(session)
+                    time.sleep(UNREACHABLE_S)
 
     def _drop(self, session: int) -> None:
-        connection = self._sockets.pop(session, None)
-        if connection is not None:
-            connection.close()
+        with self._lock:
+            link = self._links.pop(session, None)
+        if link is not None:
+            link.socket.close()
 
 
 def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
