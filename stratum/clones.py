@@ -13,6 +13,7 @@ Invariants
 from __future__ import annotations
 
 import os
+import stat
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -320,7 +321,10 @@ def _become_bucket(tx: MetadataTransaction, root: Inode, name: str, settings: Bu
 
 
 def replace_content(tx: MetadataTransaction, source: int, target: int) -> None:
-    """Let a file show what another file shows now; its mode, owner and S3 metadata stay. Raises `InvalidArgument`."""
+    """Let a file show what another file shows now; its owner, permissions and S3 metadata stay. Raises `InvalidArgument`.
+
+    Like any write it takes set-user-id away, and set-group-id of a program.
+    """
     from stratum.write_buffer import FOREVER, changed_content
 
     origin, inode = tx.inode(source), tx.inode(target)
@@ -331,6 +335,9 @@ def replace_content(tx: MetadataTransaction, source: int, target: int) -> None:
     tree.check_writable(tx, inode)
     if source == target:
         return
+    inode.mode &= ~stat.S_ISUID
+    if inode.mode & stat.S_IXGRP:
+        inode.mode &= ~stat.S_ISGID
     content.drop_inline(tx, inode)
     tx.cut_slices(target, 0, FOREVER)
     content.set_size(tx, inode, 0)

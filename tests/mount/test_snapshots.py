@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -143,5 +144,8 @@ def test_a_user_clones_only_what_it_may_read(home: Path) -> None:
     assert "PermissionError" in refused.stderr
     assert target.read_bytes() == b""
     source.chmod(0o644)
+    os.chown(target, 0, 0)
+    target.chmod(0o6777)  # whose program it is must not lend its rights to what somebody else puts there
     subprocess.run(words, check=True)
     assert target.read_bytes() == BIG
+    assert stat.S_IMODE(target.stat().st_mode) == 0o777
