@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 log = get_logger("invalidation")
+ROWS_AT_ONCE = 1000
 IDLE_CHECK_S = 0.5
 """How often the log is read without a poke, for writers that died between commit and poke."""
 
@@ -119,14 +120,24 @@ class Follower:
                         connection.send(POKE.pack(self._applied))
 
     def _follow(self) -> None:
-        with self._volume.snapshot() as reader:
-            newest = reader.id
-            if newest <= self._applied:
-                return
-            first = next(reader.scan(key_u64_u64(b"L", self._applied + 1, 0), b"M"), None)
-        if first is not None:
-            self._barrier()
-            self._apply(newest)
+        at = key_u64_u64(b"L", self._applied + 1, 0)
+        newest = 0
+        while True:
+            with self._volume.snapshot() as reader:
+                newest = newest or reader.id
+                if newest <= self._applied:
+                    return
+                found = reader.first_rows(at, key_u64_u64(b"L", newest + 1, 0), ROWS_AT_ONCE)
+            if found:
+                self._barrier()
+            for _, raw in found:
+                row = ChangeRow.unpack(raw)
+                if row.origin != self._volume.session.id:
+                    self._forget(row)
+            if len(found) < ROWS_AT_ONCE:
+                break
+            transaction, number = split_u64_u64(found[-1][0])
+            at = key_u64_u64(b"L", transaction, number + 1)
         self._applied = newest
         self._volume.session.publish_applied(newest)
 
@@ -142,25 +153,6 @@ class Follower:
             self._token.run_sync_soon(passed.set)
         while not passed.wait(0.02) and not self._loop_ended.is_set():
             pass
-
-    def _apply(self, newest: int) -> None:
-        at = key_u64_u64(b"L", self._applied + 1, 0)
-        stop = key_u64_u64(b"L", newest + 1, 0)
-        own = self._volume.session.id
-        while True:
-            rows: list[ChangeRow] = []
-            with self._volume.snapshot() as reader:
-                for key, raw in reader.scan(at, stop):
-                    rows.append(ChangeRow.unpack(raw))
-                    transaction, number = split_u64_u64(key)
-                    at = key_u64_u64(b"L", transaction, number + 1)
-                    if len(rows) >= 1000:
-                        break
-            for row in rows:
-                if row.origin != own:
-                    self._forget(row)
-            if len(rows) < 1000:
-                return
 
     def _forget(self, row: ChangeRow) -> None:
         known = self._operations.open_files.lookups
