@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stratum import stored_extents
 from stratum.errors import DataDamaged, NotFound
 from stratum.schema import STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
-from stratum.segments import CHECKSUM_BYTES, checksum
+from stratum.segments import checksum, verified
 from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
 
 if TYPE_CHECKING:
@@ -44,13 +44,7 @@ class NewContent:
 
 def get_inline(reader: InodeReader, number: int) -> bytes:
     """The content of an inline file, verified."""
-    raw = reader.get(key_u64(b"N", number))
-    if raw is None:
-        raise DataDamaged(f"the content of inode {number} (its row is gone)", "the metadata store")
-    data = raw[CHECKSUM_BYTES:]
-    if checksum(data) != raw[:CHECKSUM_BYTES]:
-        raise DataDamaged(f"the content of inode {number}", "the metadata store")
-    return data
+    return verified(reader.get(key_u64(b"N", number)), f"the content of inode {number}")
 
 
 def put_inline(tx: MetadataTransaction, inode: Inode, data: bytes) -> None:

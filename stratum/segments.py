@@ -47,6 +47,16 @@ checksum = xxhash.xxh3_128_digest
 """XXH3-128 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), seed 0, big-endian digest of 16 bytes."""
 
 
+def verified(raw: bytes | None, what: str) -> bytes:
+    """The bytes of a row of the metadata store that begins with their checksum. Raises `DataDamaged`, also for no row."""
+    if raw is None:
+        raise DataDamaged(f"{what} (its row is gone)", "the metadata store")
+    data = raw[CHECKSUM_BYTES:]
+    if checksum(data) != raw[:CHECKSUM_BYTES]:
+        raise DataDamaged(what, "the metadata store")
+    return data
+
+
 @dataclass(slots=True, frozen=True)
 class PreparedExtent:
     """Durable bytes that no row names yet."""

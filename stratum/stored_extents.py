@@ -15,9 +15,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from stratum.errors import DataDamaged
 from stratum.schema import STORED_SEGMENT, key_u64, prefix_range, unpack_u64
-from stratum.segments import CHECKSUM_BYTES, checksum
+from stratum.segments import checksum, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,13 +35,7 @@ MOVED_AT_ONCE = 256
 
 def get(reader: InodeReader, number: int) -> bytes:
     """The bytes of a stored extent, verified."""
-    raw = reader.get(key_u64(b"E", number))
-    if raw is None:
-        raise DataDamaged(f"extent {number:#x} (its bytes are gone)", "the metadata store")
-    data = raw[CHECKSUM_BYTES:]
-    if checksum(data) != raw[:CHECKSUM_BYTES]:
-        raise DataDamaged(f"extent {number:#x}", "the metadata store")
-    return data
+    return verified(reader.get(key_u64(b"E", number)), f"extent {number:#x}")
 
 
 def put(tx: MetadataTransaction, inode: int, at: int, data: bytes) -> tuple[int, int, int]:

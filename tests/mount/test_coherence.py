@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.mount.test_several_mounts import mounting
 from tests.s3.test_objects import refused
 
 if TYPE_CHECKING:
@@ -84,19 +85,8 @@ def test_mount_to_s3_is_right_at_the_first_ask(mounted: Server) -> None:
 @pytest.fixture
 def second(mounted: Server, tmp_path: Path) -> Iterator[Path]:
     """A read-only mount beside the writable one."""
-    directory = tmp_path / "second"
-    words = [sys.executable, "-m", "stratum.cli.main", "mount", str(mounted.root), str(directory), "--read-only"]
-    with mounted.log.open("a") as log:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("ready")
+    with mounting(mounted, tmp_path / "second", "--read-only") as directory:
         yield directory
-    finally:
-        process.terminate()
-        code = process.wait(30)
-        subprocess.run(["umount", "--lazy", str(directory)], check=False, capture_output=True)
-    assert code == 0
 
 
 def test_read_only_mounts(mounted: Server, second: Path, tmp_path: Path) -> None:

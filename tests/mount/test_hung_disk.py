@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +43,20 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
 
 
-def test_a_hung_disk_does_not_freeze_the_mount(disk: tuple[Path, int], tmp_path: Path) -> None:
-    folder, pid = disk
+@contextmanager
+def home_on(folder: Path, root: Path) -> Iterator[Path]:
+    """A bucket of a mount whose data lie in `folder`."""
     (folder / "hot").mkdir()
-    with serving(tmp_path / "served", mount=True, settings={"volume": {"hot": [str(folder / "hot")]}}) as server:
+    with serving(root, mount=True, settings={"volume": {"hot": [str(folder / "hot")]}}) as server:
         assert server.mount is not None
         home = server.mount / "home"
         home.mkdir()
+        yield home
+
+
+def test_a_hung_disk_does_not_freeze_the_mount(disk: tuple[Path, int], tmp_path: Path) -> None:
+    folder, pid = disk
+    with home_on(folder, tmp_path / "served") as home:
         for number in range(READERS):
             (home / f"big{number}").write_bytes(BIG)
         (home / "small").write_bytes(b"small")
@@ -79,11 +87,7 @@ def test_a_hung_disk_does_not_freeze_the_mount(disk: tuple[Path, int], tmp_path:
 
 def test_what_a_reader_waited_for_is_read_again_if_it_changed(disk: tuple[Path, int], tmp_path: Path) -> None:
     folder, pid = disk
-    (folder / "hot").mkdir()
-    with serving(tmp_path / "served", mount=True, settings={"volume": {"hot": [str(folder / "hot")]}}) as server:
-        assert server.mount is not None
-        home = server.mount / "home"
-        home.mkdir()
+    with home_on(folder, tmp_path / "served") as home:
         file = home / "file"
         file.write_bytes(BIG)
         Path("/proc/sys/vm/drop_caches").write_text("3")
