@@ -36,7 +36,13 @@ class FileOperations(Base):
         super().__init__(volume, root=root, shared=shared)
         self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
 
+    def _check_writable(self, number: int) -> None:
+        """Before bytes are taken into a buffer that a snapshot would never let go."""
+        with self._volume.snapshot() as reader:
+            tree.check_writable(reader, self._fresh(number))
+
     async def _truncate(self, number: int, size: int, *, open_handle: bool) -> None:
+        self._check_writable(number)
         state = self.open_files.state(number)
         if state is None:
             await self.commit(lambda tx: truncate_now(tx, number, size).number, frees=True)
@@ -56,10 +62,10 @@ class FileOperations(Base):
 
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        fresh, writable = self._fresh(inode), flags & os.O_ACCMODE != os.O_RDONLY
-        if writable or flags & os.O_TRUNC:
-            with self._volume.snapshot() as reader:
-                tree.check_writable(reader, fresh)
+        self._fresh(inode)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable:
+            self._check_writable(inode)
         handle = self.open_files.open(inode, writable=writable)
         if flags & os.O_TRUNC:
             try:

@@ -44,7 +44,7 @@ def _refusal(code: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]
 
 
 async def _busy(_scope: object, _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    headers, body = _refusal("SlowDown", f"this process has {CONNECTIONS_MAX} connections; try again in a moment")
+    headers, body = _refusal("SlowDown", "this process has as many connections as it takes; try again in a moment")
     headers.append((b"retry-after", str(BUSY_RETRY_S).encode()))
     await send({"type": "http.response.start", "status": STATUS["SlowDown"], "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -56,6 +56,9 @@ UNSENT = "stratum.unsent_bytes"
 
 class Connection(HttpToolsProtocol):
     """`raw_path` of the scope is the request target as it came: `httptools` would read `//a` as a host."""
+
+    connections_max = CONNECTIONS_MAX
+    """Of one process. The worker lowers it to what its descriptors allow."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -110,7 +113,7 @@ class Connection(HttpToolsProtocol):
             raise HeadTooLarge
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own sentence says less
-        """Llhttp could not read the head, or it is too long."""
+        """The head could not be read, or it is too long."""
         if self._head_bytes > HEAD_BYTES_MAX:
             code, message = (
                 "RequestHeaderSectionTooLarge",
@@ -125,7 +128,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._disarm()
-        self.app = self._application if len(self.connections) <= CONNECTIONS_MAX else _busy
+        self.app = self._application if len(self.connections) <= self.connections_max else _busy
         super().on_headers_complete()
         cast("dict[str, Any]", self.scope)[UNSENT] = self._unsent_bytes
         if self.url.startswith(b"/"):

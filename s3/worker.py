@@ -14,7 +14,7 @@ from stratum import log as logs
 from stratum.config import load
 from stratum.processes import die_with_parent, raise_descriptor_limit
 from stratum.s3.app import Application
-from stratum.s3.connection import Connection
+from stratum.s3.connection import CONNECTIONS_MAX, Connection
 from stratum.volume import Volume
 
 KEEP_ALIVE_S = 75
@@ -28,7 +28,7 @@ def main() -> None:
     die_with_parent()
     root, listener = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     config = load(root)
-    raise_descriptor_limit()
+    Connection.connections_max = min(CONNECTIONS_MAX, raise_descriptor_limit() - 512)
     logs.set_up(config.log_format, config.log_level)
     # What it would say we say ourselves: one line a request, and a line for each that breaks.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)

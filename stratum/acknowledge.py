@@ -28,7 +28,7 @@ from stratum.log import get_logger
 from stratum.schema import key_u64, unpack_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from stratum.committer import Mutation
     from stratum.volume import Volume
@@ -133,7 +133,7 @@ class Acknowledger:
                     self._ask(session, row, transaction_id)
             if not mounts:
                 return
-            self._listen(mounts.keys(), min(deadline - time.monotonic(), ANSWER_S_MAX))
+            self._listen(mounts, min(deadline - time.monotonic(), ANSWER_S_MAX))
 
     def _applied(self, session: int, row: dict[str, Any], transaction_id: int) -> bool:
         owner, _, applied = self._volume.session.read_slot(row["slot"])
@@ -157,28 +157,27 @@ class Acknowledger:
         except OSError:
             self._drop(session)
 
-    def _listen(self, sessions: Iterable[int], seconds: float) -> None:
+    def _listen(self, sessions: Collection[int], seconds: float) -> None:
         """Take answers, or wait a little for mounts that cannot be reached."""
         links = {session: link for session in sessions if (link := self._links.get(session)) is not None}
-        if not links:
-            time.sleep(UNREACHABLE_S)
-            return
-        sockets = [link.socket for link in links.values()]
-        ready, _, _ = select.select(
-            sockets, [], [], max(0.0, seconds if len(links) == len(list(sessions)) else UNREACHABLE_S)
-        )
+        poll = select.poll()  # select(2) knows no descriptor beyond 1,023
+        for link in links.values():
+            poll.register(link.socket, select.POLLIN)
+        reachable = len(links) == len(sessions)
+        ready = {number for number, _ in poll.poll(max(0.0, seconds if reachable else UNREACHABLE_S) * 1000)}
         for session, link in links.items():
-            if link.socket in ready:
-                try:
-                    answered = bool(link.socket.recv(POKE.size))
-                except OSError:
-                    answered = False
-                if answered:
-                    with self._lock:
-                        link.unanswered -= 1
-                else:
-                    self._drop(session)
-                    time.sleep(UNREACHABLE_S)
+            if link.socket.fileno() not in ready:
+                continue
+            try:
+                answered = bool(link.socket.recv(POKE.size))
+            except OSError:
+                answered = False
+            if answered:
+                with self._lock:
+                    link.unanswered -= 1
+            else:
+                self._drop(session)
+                time.sleep(UNREACHABLE_S)
 
     def _drop(self, session: int) -> None:
         with self._lock:

@@ -277,6 +277,7 @@ def rename(
         )
     source = tx.inode(dentry.inode)
     tree.check_writable(tx, source)
+    tree.check_writable(tx, tx.inode(new_parent))  # a new name was checked with its parent, an alias was not
     _check_same_bucket(tx, source, new_parent)
     if dentry.kind == Kind.DIRECTORY:
         _check_not_below(tx, dentry.inode, new_parent)

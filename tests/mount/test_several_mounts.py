@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.support import serving, stratum
+from stratum.processes import raise_descriptor_limit
+from stratum.volume import Volume
+from tests.support import put, serving, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +112,21 @@ def test_sixteen_writers_on_two_mounts_never_wait_for_each_other(plain: Server, 
                 assert (second / "two" / "busy" / name).read_bytes() == name.partition("-")[0].encode() * 100
     assert "fenced" not in plain.log.read_text()
     assert json.loads(stratum("fsck", plain.root, "--json").stdout)["findings"] == []
+
+
+def test_a_writer_with_many_descriptors_waits_for_mounts_too(plain: Server, tmp_path: Path) -> None:
+    """Beyond 1,024 of them select(2) cannot be used."""
+    raise_descriptor_limit()
+    plain.client().create_bucket(Bucket="bucket")
+    with mounting(plain, tmp_path / "a") as mount, Volume(plain.root, "test") as volume:
+        open_ones = [os.dup(0) for _ in range(1100)]
+        try:
+            for number in range(10):
+                put(volume, "k", b"%d" % number)
+                assert (mount / "bucket" / "k").read_bytes() == b"%d" % number
+        finally:
+            for descriptor in open_ones:
+                os.close(descriptor)
 
 
 @pytest.mark.parametrize(("first", "second"), [((), ()), ((SHARED,), ()), ((), (SHARED,)), (("--bucket", "one"), ())])

@@ -55,6 +55,7 @@ def test_nothing_in_a_snapshot_changes(mounted: Server, home: Path, s3: Any) -> 
     (home / "d" / "big").write_bytes(b"new")
     assert (frozen / "big").read_bytes() == BIG
     small = frozen / "e" / "small"
+    held_open = small.open("rb")  # an open file is truncated another way
     changes: list[Callable[[], Any]] = [
         lambda: small.write_bytes(b"x"),
         lambda: small.open("r+b"),
@@ -74,10 +75,21 @@ def test_nothing_in_a_snapshot_changes(mounted: Server, home: Path, s3: Any) -> 
         lambda: (home / "d" / "big").rename(frozen / "new"),
         (home.parent / bucket).rmdir,
     ]
+    (home / "d" / "twin").mkdir()
+    s3.put_object(Bucket=home.name, Key="d/twin", Body=b"beside the directory")
+    stratum("snapshot", "create", mounted.root, home.name, "second")
+    alias = home.parent / f"{home.name}.snap.second" / "d" / ".s3~file~twin"
+    changes += [
+        lambda: (home / "d" / "big").rename(alias),  # an alias that is there needs no new name
+        lambda: alias.rename(home / "d" / "out"),
+    ]
     for number, change in enumerate(changes):
         with pytest.raises(OSError, match=r"\[Errno") as caught:
             change()
         assert caught.value.errno == errno.EROFS, number
+    held_open.close()
+    assert small.read_bytes() == b"small"
+    assert alias.read_bytes() == b"beside the directory"
     requests: list[Callable[[], Any]] = [
         lambda: s3.put_object(Bucket=bucket, Key="k", Body=b"x"),
         lambda: s3.put_object(Bucket=bucket, Key="k", Body=BIG),
@@ -93,6 +105,7 @@ def test_nothing_in_a_snapshot_changes(mounted: Server, home: Path, s3: Any) -> 
         assert refused.value.response["Error"]["Code"] == "AccessDenied"
     failed = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "d/big"}]})["Errors"]
     assert [error["Code"] for error in failed] == ["AccessDenied"]
+    stratum("snapshot", "remove", mounted.root, home.name, "second")
     rows = json.loads(stratum("snapshot", "list", mounted.root, home.name, "--json").stdout)
     assert [(row["path"], row["name"], row["bucket"]) for row in rows] == [(home.name, "first", bucket)]
     with small.open("rb") as held:
@@ -127,6 +140,17 @@ def test_a_file_takes_the_content_of_another(home: Path, s3: Any) -> None:
         assert caught.value.errno == code
     with pytest.raises(OSError, match="No data"):
         os.getxattr(target, CLONE)
+
+
+def test_cached_pages_of_the_same_size_are_forgotten(home: Path) -> None:
+    source, target = fill(home) / "big", home / "target"
+    target.write_bytes(bytes(len(BIG)))
+    for _ in range(3):
+        assert target.read_bytes() == bytes(len(BIG))
+        os.setxattr(target, CLONE, f"{home.name}/d/big".encode())
+        assert target.read_bytes() == BIG
+        target.write_bytes(bytes(len(BIG)))
+    assert source.read_bytes() == BIG
 
 
 def test_a_user_clones_only_what_it_may_read(home: Path) -> None:
