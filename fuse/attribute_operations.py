@@ -142,8 +142,9 @@ class AttributeOperations(FileOperations):
         """Let a file show what the one at `path` (BUCKET/...) shows; the caller must be allowed to read that."""
         groups = {ctx.gid} if ctx.uid == 0 else self._groups(ctx)
         with self._volume.snapshot() as reader:
-            source = clones.find_readable(reader, path, ctx.uid, groups)
-            self._check_inside(reader.inode(source))
+            found = clones.find_readable(reader, path, ctx.uid, groups)
+        self._check_inside(found)
+        source = found.number
         for inode in (source, number):
             state = self.open_files.state(inode)
             if state is not None:

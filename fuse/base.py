@@ -39,8 +39,9 @@ COMMIT_AFTER_S = 1.0
 ORPHAN_S_MIN = 1.0
 """How long an inode without a name is kept for an open(2) that looked it up before it lost the name. The kernel retries a
 stale open once only; under constant replacement that is not enough."""
+DISK_READERS_MAX = 32
+"""Threads that wait for disks; of their own, so that a disk that hangs holds up no commit."""
 BLOCK_BYTES = 512
-
 
 INODE_PARAMETERS = frozenset(
     ("inode", "parent_inode", "new_parent_inode", "parent_inode_old", "parent_inode_new")
@@ -96,7 +97,7 @@ class Base(pyfuse3.Operations):
         self._entry_cache_s = 0.0 if shared else CACHE_S
         self.open_files = OpenFiles()
         self.orphans: dict[int, float] = {}
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
 
     async def commit(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
         """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""

@@ -21,20 +21,13 @@ from stratum.write_buffer import SPILL_BYTES, truncate_now
 if TYPE_CHECKING:
     from stratum.content import ReadPlan
     from stratum.fuse.open_files import FileState
-    from stratum.volume import Volume
 
 
 log = get_logger("mount")
-DISK_READERS_MAX = 32
-"""Threads that wait for disks; of their own, so that a disk that hangs holds up no commit."""
 
 
 class FileOperations(Base):
     """Handlers on handles."""
-
-    def __init__(self, volume: Volume, *, root: int = pyfuse3.ROOT_INODE, shared: bool = False) -> None:
-        super().__init__(volume, root=root, shared=shared)
-        self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
 
     def _check_writable(self, number: int) -> None:
         """Before bytes are taken into a buffer that a snapshot would never let go."""

@@ -52,11 +52,9 @@ class Idle(trio.abc.Instrument):
 class Follower:
     """Owns the poke socket and the invalidation thread of one mount."""
 
-    def __init__(
-        self, volume: Volume, operations: Operations, token: trio.lowlevel.TrioToken, idle: Idle | None = None
-    ) -> None:
+    def __init__(self, volume: Volume, operations: Operations, token: trio.lowlevel.TrioToken, idle: Idle) -> None:
         """`idle` must be an instrument of the loop that `token` belongs to."""
-        self._idle = idle or Idle()
+        self._idle = idle
         self._volume = volume
         self._operations = operations
         self._token = token

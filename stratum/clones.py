@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from stratum import access_lists, buckets, content, mount_names, objects, tree
 from stratum.errors import AccessRefused, Exists, InvalidArgument, InvalidBucketName, NotADirectory, NotFound
+from stratum.files import check_new_name
+from stratum.paths import components
 from stratum.schema import (
     ROOT_INODE,
     BucketRow,
@@ -31,6 +33,7 @@ from stratum.schema import (
     key_u64_u64,
     prefix_range,
 )  # fmt: skip
+from stratum.write_buffer import FOREVER, changed_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -54,41 +57,36 @@ class Cloned:
     size: int = 0
 
 
-def find(reader: InodeReader, path: bytes) -> tuple[int, bytes, Dentry]:
-    """Parent, entry and dentry of `BUCKET/...` as a mount shows it. Raises `NotFound` or `InvalidArgument`."""
-    parts = _parts(path)
-    parent = at = ROOT_INODE
-    entry, dentry = b"", Dentry(ROOT_INODE, Kind.DIRECTORY)
-    for part in parts:
-        parent = at
-        found = mount_names.find(reader, parent, part) if dentry.kind == Kind.DIRECTORY else None
-        if found is None:
-            raise NotFound(f"{os.fsdecode(path)!r} does not exist: there is no {os.fsdecode(part)!r}")
-        entry, dentry = found
-        at = dentry.inode
-    return parent, entry, dentry
+def find(reader: InodeReader, path: bytes, enter: Callable[[Inode], None] = lambda _: None) -> Inode:
+    """The inode at `BUCKET/...` as a mount shows it; `enter` is asked before anything is looked up in a directory.
 
-
-def find_readable(reader: InodeReader, path: bytes, uid: int, gids: Collection[int]) -> int:
-    """The inode at `path`, if a process with these ids may reach and read it. Raises `NotFound` or `AccessRefused`."""
+    Raises `NotFound`, `InvalidArgument`, or what `enter` does.
+    """
     at = reader.inode(ROOT_INODE)
-    for part in _parts(path):
-        if not access_lists.permits(reader, at, uid, gids, access_lists.EXECUTE):
-            raise AccessRefused(f"{os.fsdecode(path)!r} lies in a directory that is closed to user {uid}")
+    for part in components(path):
+        enter(at)
         found = mount_names.find(reader, at.number, part) if at.kind == Kind.DIRECTORY else None
         if found is None:
             raise NotFound(f"{os.fsdecode(path)!r} does not exist: there is no {os.fsdecode(part)!r}")
         at = reader.inode(found[1].inode)
-    if not access_lists.permits(reader, at, uid, gids, access_lists.READ):
+    return at
+
+
+def find_readable(reader: InodeReader, path: bytes, uid: int, gids: Collection[int]) -> Inode:
+    """The inode at `path`, if a process with these ids may reach and read it. Raises `NotFound` or `AccessRefused`."""
+
+    def enter(directory: Inode) -> None:
+        if not access_lists.permits(reader, directory, uid, gids, access_lists.EXECUTE):
+            raise AccessRefused(f"{os.fsdecode(path)!r} lies in a directory that is closed to user {uid}")
+
+    found = find(reader, path, enter)
+    if not access_lists.permits(reader, found, uid, gids, access_lists.READ):
         raise AccessRefused(f"{os.fsdecode(path)!r} is not for user {uid} to read")
-    return at.number
+    return found
 
 
-def _parts(path: bytes) -> list[bytes]:
-    parts = [part for part in path.split(b"/") if part]
-    if not parts or any(part in {b".", b".."} for part in parts):
-        raise InvalidArgument("a path here is BUCKET/..., below the mount's root, without '.' and '..'")
-    return parts
+def _shown(path: bytes) -> str:
+    return b"/".join(components(path)).decode("utf-8", "replace")
 
 
 class _Builder:
@@ -242,11 +240,11 @@ def _clone(
     finish: Callable[[MetadataTransaction, Inode], None],
 ) -> Cloned:
     with volume.reading(), volume.snapshot() as reader:
-        _, _, dentry = find(reader, source)
+        origin = find(reader, source)
         builder = _Builder(volume, reader, bucket_of(reader))
         session = volume.session.id
         try:
-            root = builder.build(reader.inode(dentry.inode))
+            root = builder.build(origin)
 
             def attach(tx: MetadataTransaction) -> None:
                 finish(tx, tx.inode(root))
@@ -264,16 +262,16 @@ def clone(volume: Volume, source: bytes, target: bytes) -> Cloned:
 
     Raises `NotFound`, `Exists`, `NotADirectory`, `ReadOnlyBucket`, `InvalidBucketName`, `InvalidArgument` or `NoSpace`.
     """
-    parts = _parts(target)
+    parts = components(target)
     name = parts[-1]
 
     def bucket_of(reader: InodeReader) -> int:
         if len(parts) == 1:
-            if find(reader, source)[2].kind != Kind.DIRECTORY:
+            if find(reader, source).kind != Kind.DIRECTORY:
                 raise NotADirectory(f"{os.fsdecode(source)!r} is a file, and the root holds buckets only")
             _check_free(reader, ROOT_INODE, name)
             return 0
-        parent = reader.inode(find(reader, b"/".join(parts[:-1]))[2].inode)
+        parent = find(reader, b"/".join(parts[:-1]))
         _check_parent(reader, parent, name)
         return parent.bucket
 
@@ -281,7 +279,7 @@ def clone(volume: Volume, source: bytes, target: bytes) -> Cloned:
         if len(parts) == 1:
             _become_bucket(tx, root, os.fsdecode(name), replace(_settings(tx, source), snapshot_of=""))
             return
-        parent = tx.inode(find(tx, b"/".join(parts[:-1]))[2].inode)
+        parent = find(tx, b"/".join(parts[:-1]))
         _check_parent(tx, parent, name)
         if parent.bucket != root.bucket:
             raise NotFound(f"{os.fsdecode(target)!r} was replaced meanwhile; try again")
@@ -300,14 +298,12 @@ def _check_free(reader: InodeReader, parent: int, name: bytes) -> None:
 
 
 def _check_parent(reader: InodeReader, parent: Inode, name: bytes) -> None:
-    from stratum.files import check_new_name
-
     check_new_name(reader, parent.number, name)
     _check_free(reader, parent.number, name)
 
 
 def _settings(reader: InodeReader, source: bytes) -> BucketRow:
-    return buckets.get(reader, os.fsdecode(_parts(source)[0]))
+    return buckets.get(reader, os.fsdecode(components(source)[0]))
 
 
 def _become_bucket(tx: MetadataTransaction, root: Inode, name: str, settings: BucketRow) -> None:
@@ -325,8 +321,6 @@ def replace_content(tx: MetadataTransaction, source: int, target: int) -> None:
 
     Like any write it takes set-user-id away, and set-group-id of a program.
     """
-    from stratum.write_buffer import FOREVER, changed_content
-
     origin, inode = tx.inode(source), tx.inode(target)
     if origin.kind != Kind.FILE or inode.kind != Kind.FILE:
         raise InvalidArgument(
@@ -350,7 +344,7 @@ def replace_content(tx: MetadataTransaction, source: int, target: int) -> None:
 
 def snapshot_name(path: bytes, name: str | None) -> str:
     """The bucket a snapshot becomes. Raises `InvalidBucketName`."""
-    bucket = os.fsdecode(_parts(path)[0])
+    bucket = os.fsdecode(components(path)[0])
     full = f"{bucket}{SNAPSHOT_MARK}{name or time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     try:
         buckets.check_name(full)
@@ -367,11 +361,11 @@ def create_snapshot(volume: Volume, path: bytes, name: str | None) -> tuple[str,
     Raises what `clone` raises.
     """
     full = snapshot_name(path, name)
-    shown = b"/".join(_parts(path)).decode("utf-8", "replace")
+    shown = _shown(path)
 
     def bucket_of(reader: InodeReader) -> int:
         buckets.check_free(reader, full)
-        if find(reader, path)[2].kind != Kind.DIRECTORY:
+        if find(reader, path).kind != Kind.DIRECTORY:
             raise NotADirectory(
                 f"{shown!r} is a file; a snapshot is of a bucket or directory, and `stratum clone` clones files"
             )
@@ -387,7 +381,7 @@ def create_snapshot(volume: Volume, path: bytes, name: str | None) -> tuple[str,
 
 def snapshots(reader: InodeReader, path: bytes | None) -> list[tuple[str, BucketRow]]:
     """Those of `path`, or all: (bucket, row), oldest first."""
-    shown = b"/".join(_parts(path)).decode("utf-8", "replace") if path else None
+    shown = _shown(path) if path else None
     rows = [(name, row) for name, row in buckets.scan(reader) if row.snapshot_of]
     return sorted(
         (found for found in rows if shown is None or found[1].snapshot_of == shown),
@@ -398,7 +392,7 @@ def snapshots(reader: InodeReader, path: bytes | None) -> list[tuple[str, Bucket
 def remove_snapshot(volume: Volume, path: bytes, name: str) -> str:
     """Forget a snapshot, at once for everybody; its rows go in small transactions. Raises `NotFound`."""
     full, session = snapshot_name(path, name), volume.session.id
-    shown = b"/".join(_parts(path)).decode("utf-8", "replace")
+    shown = _shown(path)
 
     def detach(tx: MetadataTransaction) -> None:
         raw = tx.get(b"B" + full.encode())

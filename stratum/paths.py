@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader
 
 
+def components(path: bytes) -> list[bytes]:
+    """Of a path below the mount's root, at least one. Raises `InvalidArgument`."""
+    parts = [part for part in path.split(b"/") if part]
+    if not parts or any(part in {b".", b".."} for part in parts):
+        raise InvalidArgument("a path here is BUCKET/..., below the mount's root, without '.' and '..'")
+    return parts
+
+
 def to_path(reader: InodeReader, bucket: str, key: bytes) -> bytes:
     """Raises `NoSuchBucket`, or what `tree.check_key` raises."""
     tree.check_key(key)
@@ -45,9 +53,7 @@ def to_key(reader: InodeReader, path: bytes) -> tuple[str, bytes]:
 
     Raises `NoSuchBucket`, `NotFound` for an alias of nothing, `InvalidArgument` for a path outside.
     """
-    parts = [part for part in path.split(b"/") if part]
-    if not parts or any(part in {b".", b".."} for part in parts):
-        raise InvalidArgument("a path here is BUCKET/..., below the mount's root, without '.' and '..'")
+    parts = components(path)
     bucket = parts[0].decode("utf-8", "replace")
     if mount_names.find(reader, ROOT_INODE, parts[0]) is None:
         raise NoSuchBucket(bucket)

@@ -38,7 +38,7 @@ ROOT = Caller(0, 0)
 
 def number_of(opened: Volume, path: bytes) -> int:
     with opened.snapshot() as reader:
-        return clones.find(reader, path)[2].inode
+        return clones.find(reader, path).number
 
 
 def fill(opened: Volume) -> None:
@@ -54,7 +54,7 @@ def fill(opened: Volume) -> None:
         files.make(tx, directory, b"link", 0o120777, ROOT, target=b"small")
         files.make(tx, directory, b"pipe", 0o010644, ROOT)
         files.make(tx, directory, b"sub", 0o040700, Caller(1000, 1000))
-        small = clones.find(tx, BUCKET.encode() + b"/d/small")[2].inode
+        small = clones.find(tx, BUCKET.encode() + b"/d/small").number
         files.link(tx, small, directory, b"second")
         files.link(tx, small, bucket, b"outside")
         files.set_attribute(tx, small, b"user.color", b"blue")
