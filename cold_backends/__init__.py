@@ -1,4 +1,1 @@
-"""Remote stores behind one contract. Empty until the cold tier is built."""
-
-if __name__ != "stratum.cold_backends":
-    raise ImportError("import this package as stratum.cold_backends: the folder has one identity")
+"""Remotes of the cold tier: one contract, an S3 and a directory implementation, and decorators that add one thing each."""

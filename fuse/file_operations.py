@@ -12,10 +12,10 @@ import pyfuse3
 import trio
 
 from stratum import content, tree
+from stratum.descriptors import WouldWait
 from stratum.errors import StratumError
 from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
 from stratum.log import get_logger
-from stratum.segments import WouldWait
 from stratum.write_buffer import SPILL_BYTES, truncate_now
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from stratum.erasure import parse_code
 from stratum.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Setting:
 
 SETTINGS = (
     Setting("volume", "hot", ["hot"], "folders for data, relative to the volume or absolute"),
+    Setting("volume", "ec", "", "shards of the warm tier, K+M: any M disks may be lost; empty: no warm tier"),
     Setting("volume", "durability", "strict", '"strict": acknowledged means on the disk. "relaxed" is not built'),
     Setting(
         "volume", "free_bytes_min", 67108864, "ordinary writes stop when a disk has less free than this; deletes go on"
@@ -70,6 +72,41 @@ SETTINGS = (
         "mount", "dirty_bytes_max", 33554432, "written bytes a mount keeps in memory before they go to a data file"
     ),
     Setting("mount", "acknowledge_s_max", 5.0, "how long a mount may take to forget what changed before it is fenced"),
+    Setting(
+        "tiering",
+        "mode",
+        "pressure",
+        '"pressure": idle files move when a disk fills; "strict": as soon as they are idle',
+    ),
+    Setting("tiering", "idle_s", 172800.0, "without access for this long a file may leave the hot tier"),
+    Setting("tiering", "cold_after_s", 2592000.0, "without access for this long a file may go to the cold tier"),
+    Setting("tiering", "low_percent", 75.0, "of a hot disk in use: relief stops here, and copies ahead begin"),
+    Setting("tiering", "high_percent", 85.0, "of a hot disk in use: relief begins"),
+    Setting(
+        "tiering", "emergency_percent", 95.0, "of a hot disk in use: no promotions, and new data goes to the warm tier"
+    ),
+    Setting("tiering", "promote_reads", 3, "so many reads within promote_window_s bring a file back to the hot tier"),
+    Setting("tiering", "promote_window_s", 86400.0, "see promote_reads"),
+    Setting("tiering", "residence_s_min", 3600.0, "how long a file stays where it was moved, unless a disk fills"),
+    Setting("tiering", "interval_s", 2.0, "how often disks are measured and due work is looked for"),
+    Setting("tiering", "moved_bytes_per_s_max", 0, "bandwidth of background moves; 0: no limit"),
+    Setting("cold", "recall_s_max", 30.0, "how long a read waits for a remote before it fails"),
+    Setting("cold", "recalls", 64, "reads of a process that may wait for remotes at the same time"),
+    Setting("cold", "cache_bytes_max", 268435456, "what was read from remotes is kept up to this size, in the volume"),
+    Setting("cold", "delete_after_s", 604800.0, "remote bytes that nothing needs any more are kept this long"),
+    Setting("cold", "request_s_max", 20.0, "how long one request to a remote may be silent"),
+    Setting("cold", "bytes_per_s_max", 0, "bandwidth to and from each remote; 0: no limit"),
+    Setting("cold", "requests_per_s_max", 0, "requests to each remote; 0: no limit"),
+    Setting(
+        "scrub",
+        "period_s",
+        1209600.0,
+        "a pass over all shards and cold objects takes at most this long; 0: only by hand",
+    ),
+    Setting("scrub", "bytes_per_s_max", 52428800, "what scrub reads at most"),
+    Setting(
+        "lifecycle", "debug_day_s", 0.0, "for tests: the length of a day in lifecycle rules and restores; 0: a day"
+    ),
     Setting("log", "format", "human", '"human" or "json"'),
     Setting("log", "level", "info", '"debug", "info", "warning" or "error"'),
 )
@@ -80,6 +117,7 @@ class Config:
     """The settings of one volume. Attribute names are `section_key`."""
 
     volume_hot: list[str]
+    volume_ec: str
     volume_durability: str
     volume_free_bytes_min: int
     metadata_map_bytes: int
@@ -101,6 +139,27 @@ class Config:
     mount_shared_without_locks: bool
     mount_dirty_bytes_max: int
     mount_acknowledge_s_max: float
+    tiering_mode: str
+    tiering_idle_s: float
+    tiering_cold_after_s: float
+    tiering_low_percent: float
+    tiering_high_percent: float
+    tiering_emergency_percent: float
+    tiering_promote_reads: int
+    tiering_promote_window_s: float
+    tiering_residence_s_min: float
+    tiering_interval_s: float
+    tiering_moved_bytes_per_s_max: int
+    cold_recall_s_max: float
+    cold_recalls: int
+    cold_cache_bytes_max: int
+    cold_delete_after_s: float
+    cold_request_s_max: float
+    cold_bytes_per_s_max: int
+    cold_requests_per_s_max: int
+    scrub_period_s: float
+    scrub_bytes_per_s_max: int
+    lifecycle_debug_day_s: float
     log_format: str
     log_level: str
 
@@ -123,6 +182,7 @@ assert {field.name for field in fields(Config)} == {setting.attribute for settin
 
 _CHOICES = {
     "volume.durability": ("strict",),
+    "tiering.mode": ("pressure", "strict"),
     "log.format": ("human", "json"),
     "log.level": ("debug", "info", "warning", "error"),
 }
@@ -133,6 +193,21 @@ _AT_LEAST = {
     "metadata.map_bytes": 1 << 28,
     "volume.free_bytes_min": 0,
     "mount.dirty_bytes_max": 1 << 20,
+    "tiering.idle_s": 0.0,
+    "tiering.cold_after_s": 0.0,
+    "tiering.promote_reads": 1,
+    "tiering.interval_s": 0.05,
+    "tiering.moved_bytes_per_s_max": 0,
+    "cold.recall_s_max": 0.1,
+    "cold.recalls": 1,
+    "cold.cache_bytes_max": 4 << 20,
+    "cold.delete_after_s": 0.0,
+    "cold.request_s_max": 0.1,
+    "cold.bytes_per_s_max": 0,
+    "cold.requests_per_s_max": 0,
+    "scrub.period_s": 0.0,
+    "scrub.bytes_per_s_max": 1 << 20,
+    "lifecycle.debug_day_s": 0.0,
 }
 
 
@@ -169,6 +244,16 @@ def parse(text: str, where: str) -> Config:
     config = Config(**values)
     if bool(config.s3_tls_certificate) != bool(config.s3_tls_key):
         raise ConfigInvalid(f"{where}: s3.tls_certificate and s3.tls_key go together; set both or neither")
+    marks = (config.tiering_low_percent, config.tiering_high_percent, config.tiering_emergency_percent)
+    if not 0 < marks[0] < marks[1] < marks[2] <= 100:
+        raise ConfigInvalid(
+            f"{where}: tiering.low_percent, high_percent and emergency_percent must rise, between 0 and 100; they are {marks}"
+        )
+    if config.volume_ec:
+        try:
+            parse_code(config.volume_ec)
+        except ValueError as error:
+            raise ConfigInvalid(f"{where}: volume.ec: {error}") from error
     parse_listen(config.s3_listen, "s3.listen")
     parse_listen(config.admin_listen, "admin.listen")
     return config

@@ -13,15 +13,13 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stratum import stored_extents
-from stratum.errors import DataDamaged, NotFound
-from stratum.schema import STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
+from stratum import copies, evidence, stored_extents
+from stratum.errors import DataDamaged, NotFound, TierUnavailable
+from stratum.schema import ELSEWHERE_SEGMENT, STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
 from stratum.segments import checksum, verified
 from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from stratum.segments import PreparedExtent
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
@@ -111,6 +109,7 @@ def free_inode(tx: MetadataTransaction, inode: Inode) -> None:
         tx.delete(key)
     if inode.kind == Kind.FILE:
         tx.usage(inode.bucket, 0, -inode.size)
+        evidence.forget(tx, number)
         if not tx.free_slices(number, SLICES_FREED_AT_ONCE_MAX):
             tx.put(key_u64(b"W", number), b"")
     tx.remove_inode(number)
@@ -134,10 +133,21 @@ def plan_read(reader: InodeReader, inode: Inode, start: int = 0, stop: int | Non
     return ReadPlan(inode, None, reader.slices(inode.number, start, inode.size if stop is None else stop))
 
 
-def read_extent(volume: Volume, number: int, start: int, stop: int, *, may_wait: bool = True) -> bytes | memoryview:
-    """Bytes of an extent. On damage its row is read again: it may have moved since.
+def read_extent(
+    volume: Volume,
+    number: int,
+    start: int,
+    stop: int,
+    *,
+    may_wait: bool = True,
+    may_recall: bool = True,
+    wanted_stop: int = 0,
+) -> bytes | memoryview:
+    """Bytes of an extent from `start` on, wherever they lie: up to `stop`, or fewer of a cold one (at least one).
 
-    Raises `DataDamaged`, and `segments.WouldWait` if a disk must be asked and `may_wait` is not set.
+    `wanted_stop` is where the reader is likely to go on to. On damage the extent's row is read again: it may have moved since.
+    Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore`, `WouldWait` if a disk must be asked and `may_wait` is not set, and
+    `WouldRecall` if a remote must be and `may_recall` is not.
     """
     generation = 0
     while True:
@@ -145,47 +155,104 @@ def read_extent(volume: Volume, number: int, start: int, stop: int, *, may_wait:
             row, checksums = reader.extent(number)
             if row.segment == STORED_SEGMENT:
                 return stored_extents.get(reader, number)[start:stop]
+            hot = row.segment != ELSEWHERE_SEGMENT
+            again = row.generation == generation
+            located = copies.locate(reader, number) if again or not hot else []
+        generation = row.generation
         try:
-            return volume.segments.read(
-                number, row.segment, row.offset, row.length, checksums, start, stop, may_wait=may_wait
-            )
-        except DataDamaged:
-            if row.generation == generation:
+            if hot and not (again and located):
+                return volume.segments.read(
+                    number, row.segment, row.offset, row.length, checksums, start, stop, may_wait=may_wait
+                )
+            data = copies.read(
+                volume, number, row, checksums, located, start, stop, may_wait=may_wait, may_recall=may_recall,
+                wanted_stop=max(wanted_stop, stop),
+            )  # fmt: skip
+        except (DataDamaged, TierUnavailable):
+            if again:
                 volume.damage_seen(number)
                 raise
-            generation = row.generation
+        else:
+            if hot:
+                volume.damage_seen(number)
+            return data
+
+
+class PlannedRead:
+    """The bytes [start, stop) of a plan, in pieces of at most READ_BYTES; holes are zeros.
+
+    An iterator that stands still when a piece raises: what would have to wait can be asked for again by somebody who may.
+    `ahead_bytes` behind `stop` may be fetched from a remote in one go.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        plan: ReadPlan,
+        start: int,
+        stop: int,
+        *,
+        may_wait: bool,
+        may_recall: bool,
+        ahead_bytes: int = 0,
+    ) -> None:
+        self._volume = volume
+        self._plan = plan
+        self._at = start
+        self._stop = stop
+        self._slice = 0
+        self._ahead_bytes = ahead_bytes
+        self.may_wait = may_wait
+        self.may_recall = may_recall
+
+    def __iter__(self) -> PlannedRead:
+        return self
+
+    def __next__(self) -> bytes | memoryview:
+        if self._at >= self._stop:
+            raise StopIteration
+        piece = self._next()
+        self._at += len(piece)
+        return piece
+
+    def _next(self) -> bytes | memoryview:
+        plan, at, stop = self._plan, self._at, self._stop
+        if plan.inline is not None:
+            return plan.inline[at:stop] if at < len(plan.inline) else _zeros(stop - at)
+        slices = plan.slices
+        while self._slice < len(slices) and slices[self._slice].end <= at:
+            self._slice += 1
+        if self._slice == len(slices):
+            return _zeros(stop - at)
+        piece = slices[self._slice]
+        if piece.file_offset > at:
+            return _zeros(min(piece.file_offset, stop) - at)
+        end = min(piece.end, stop)
+        inside = at - piece.file_offset + piece.extent_offset
+        count = min(READ_BYTES - inside % READ_BYTES, end - at)
+        wanted = min(piece.end, stop + self._ahead_bytes) - piece.file_offset + piece.extent_offset
+        return read_extent(
+            self._volume, piece.extent, inside, inside + count, may_wait=self.may_wait, may_recall=self.may_recall,
+            wanted_stop=wanted,
+        )  # fmt: skip
 
 
 def read_planned(
-    volume: Volume, plan: ReadPlan, start: int, stop: int, *, may_wait: bool = True
-) -> Iterator[bytes | memoryview]:
-    """The bytes [start, stop) in pieces of at most READ_BYTES; holes are zeros. Raises what `read_extent` does."""
-    if plan.inline is not None:
-        yield plan.inline[start:stop]
-        yield from _zeros(max(start, len(plan.inline)), stop)
-        return
-    at = start
-    for piece in plan.slices:
-        if piece.end <= at:
-            continue
-        if piece.file_offset >= stop:
-            break
-        yield from _zeros(at, min(piece.file_offset, stop))
-        at = max(at, piece.file_offset)
-        end = min(piece.end, stop)
-        while at < end:
-            inside = at - piece.file_offset + piece.extent_offset
-            count = min(READ_BYTES - inside % READ_BYTES, end - at)
-            yield read_extent(volume, piece.extent, inside, inside + count, may_wait=may_wait)
-            at += count
-    yield from _zeros(at, stop)
+    volume: Volume,
+    plan: ReadPlan,
+    start: int,
+    stop: int,
+    *,
+    may_wait: bool = True,
+    may_recall: bool = True,
+    ahead_bytes: int = 0,
+) -> PlannedRead:
+    """See `PlannedRead`. Its pieces raise what `read_extent` does."""
+    return PlannedRead(volume, plan, start, stop, may_wait=may_wait, may_recall=may_recall, ahead_bytes=ahead_bytes)
 
 
-def _zeros(start: int, stop: int) -> Iterator[bytes]:
-    while start < stop:
-        count = min(stop - start, READ_BYTES)
-        yield _ZEROS if count == READ_BYTES else bytes(count)
-        start += count
+def _zeros(count: int) -> bytes:
+    return _ZEROS if count >= READ_BYTES else bytes(count)
 
 
 def require_inode(reader: InodeReader, number: int) -> Inode | None:

@@ -188,6 +188,18 @@ class StorageFailed(StratumError):
     """A disk refused to sync. Nothing more is written; restart after looking at the disk."""
 
 
+class TierUnavailable(StratumError):
+    """A tier cannot take or give bytes now: disks are missing, a remote does not answer. Nothing was lost; try again later."""
+
+
+class NeedsRestore(StratumError):
+    """The bytes lie in an archive that must be asked for them first: RestoreObject, then wait."""
+
+
+class ForeignRemote(StratumError):
+    """The bucket or prefix belongs to another volume, or to this one's successor. Nothing was written."""
+
+
 class SessionDead(StratumError):
     """Another process declared this one dead and cleaned up after it; this process must end."""
 

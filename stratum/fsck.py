@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, housekeeping, longkeys, stored_extents, tree
+from stratum import buckets, content, fsck_tiers, housekeeping, longkeys, packs, stored_extents, tree
 from stratum.errors import Busy, DataDamaged, NotFound
 from stratum.log import get_logger
 from stratum.multipart import scan_all_parts
 from stratum.schema import (
+    ELSEWHERE_SEGMENT,
     ROOT_INODE,
     STORED_SEGMENT,
     BucketRow,
@@ -345,11 +346,16 @@ class _Checker:
         extents = {unpack_u64(key[1:])[0]: ExtentRow.unpack(raw)[0] for key, raw in reader.scan(*prefix_range(b"X"))}
         waiting = {unpack_u64(key[1:])[0] for key, _ in reader.scan(*prefix_range(b"W"))}
         references: Counter[int] = Counter()
+        owned: set[tuple[int, int]] = set()
+        used: dict[int, int] = {}
         ends: dict[int, int] = defaultdict(int)
         for key, raw in reader.scan(*prefix_range(b"S")):
             number, offset = split_u64_u64(key)
             piece = Slice.unpack(offset, raw)
             references[piece.extent] += 1
+            if number in self.inodes and piece.extent in extents:
+                owned.add((piece.extent, number))
+                used[number] = self.inodes[number].mtime_ns
             thing = f"inode {number:#x} at {offset}"
             row = extents.get(piece.extent)
             if number not in self.inodes and number not in waiting:
@@ -386,7 +392,7 @@ class _Checker:
                 _delete_row(key_u64(b"E", number)),
             )
         for number, row in extents.items():
-            if row.segment != STORED_SEGMENT:
+            if row.segment not in {STORED_SEGMENT, ELSEWHERE_SEGMENT}:
                 counts[row.segment][0] += 1
                 counts[row.segment][1] += row.length
             if row.references != references[number]:
@@ -405,7 +411,12 @@ class _Checker:
                 )
         for number in freed - extents.keys():
             self.found("stray-free", f"extent {number:#x}", "is to be freed and is gone", self._drop_free(number))
+        for segment, _, length in packs.left_behind(reader, 1 << 62):
+            counts[segment][0] += 1
+            counts[segment][1] += length
         self._check_segments(reader, counts)
+        fsck_tiers.check_copies(reader, extents, self.found)
+        fsck_tiers.check_owners(reader, owned, used, self.found)
 
     @staticmethod
     def _drop_slice(key: bytes, extent: int, *, known: bool) -> Repair:
@@ -490,6 +501,7 @@ class _Checker:
         segments = SegmentStore(self.volume.segments.folders, 0, self.volume.new_id, on_failure=lambda _: None)
         try:
             self._read_extents(reader, segments)
+            fsck_tiers.check_shards(self.volume, reader, self.found)
         finally:
             segments.close()
 
@@ -497,7 +509,7 @@ class _Checker:
         for key, raw in reader.scan(*prefix_range(b"X")):
             number = unpack_u64(key[1:])[0]
             row, _ = ExtentRow.unpack(raw)
-            if not row.references:
+            if not row.references or row.segment == ELSEWHERE_SEGMENT:
                 continue
             row, checksums = reader.extent(number)
             try:

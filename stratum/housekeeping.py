@@ -11,11 +11,12 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from stratum import clones, tree
+from stratum import clones, packs, tree
 from stratum.acknowledge import fence
 from stratum.errors import StratumError
 from stratum.log import get_logger
 from stratum.schema import (
+    ELSEWHERE_SEGMENT,
     STORED_SEGMENT,
     SegmentRow,
     key_u64,
@@ -83,6 +84,8 @@ def run_once(volume: Volume, *, sweep: bool = True) -> None:
     recovered = recover(volume)
     free_waiting_inodes(volume)
     while reclaim(volume):
+        pass
+    while give_back(volume):
         pass
     if sweep or recovered:
         sweep_segments(volume)
@@ -186,7 +189,7 @@ def reclaim(volume: Volume) -> bool:
         return False
     segments: set[int] = set()
     for row in rows.values():
-        if row.segment == STORED_SEGMENT:
+        if row.segment in {STORED_SEGMENT, ELSEWHERE_SEGMENT}:
             continue
         volume.segments.free(row.segment, row.offset, row.length, whole=False)
         segments.add(row.segment)
@@ -198,12 +201,35 @@ def reclaim(volume: Volume) -> bool:
             if number in freed:
                 tx.delete(key)
                 if number in rows:
+                    packs.forget_extent(tx, number, volume.config.cold_delete_after_s)
                     tx.remove_extent(number)
 
     volume.mutate(forget, frees=True)
     for segment in segments:
         remove_empty_segment(volume, segment)
     return len(extents) >= BATCH_EXTENTS
+
+
+def give_back(volume: Volume) -> bool:
+    """Give back hot bytes of extents that have left the hot tier; True if there may be more.
+
+    Nobody waits for readers: one that located the bytes before finds them gone, and looks where they are now.
+    """
+    with volume.snapshot() as reader:
+        ranges = packs.left_behind(reader, BATCH_EXTENTS)
+    for segment, offset, length in ranges:
+        volume.segments.free(segment, offset, length, whole=False)
+
+    def forget(tx: MetadataTransaction) -> None:
+        for segment, offset, length in ranges:
+            if tx.delete(key_u64_u64(b"l", segment, offset)):
+                tx.uncount_in_segment(segment, length)
+
+    if ranges:
+        volume.mutate(forget, frees=True)
+    for segment in {segment for segment, _, _ in ranges}:
+        remove_empty_segment(volume, segment)
+    return len(ranges) >= BATCH_EXTENTS
 
 
 def remove_empty_segment(volume: Volume, segment: int) -> bool:

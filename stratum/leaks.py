@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import housekeeping
+from stratum import housekeeping, packs
 from stratum.schema import ExtentRow, key_u64, prefix_range
 from stratum.segments import ALIGNMENT_BYTES, punch_hole
 
@@ -35,6 +35,8 @@ def collect(volume: Volume, *, apply: bool = False) -> list[Leak]:
         for _, raw in reader.scan(*prefix_range(b"X")):
             extent, _ = ExtentRow.unpack(raw)
             covered[extent.segment].append((extent.offset, extent.offset + extent.length))
+        for segment, offset, length in packs.left_behind(reader, 1 << 62):
+            covered[segment].append((offset, offset + length))
     leaks = []
     for folder in volume.segments.folders:
         for name in sorted(folder.glob("*/*/*.segment")):

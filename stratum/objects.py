@@ -140,6 +140,7 @@ def place(tx: MetadataTransaction, bucket: BucketRow, key: bytes, fill: Callable
 
 
 def _place_own_object(tx: MetadataTransaction, directory: Inode, inode: Inode, fill: Callable[[Inode], None]) -> None:
+    inode.parent = directory.number
     tx.add_inode(inode)
     fill(inode)
     old = directory.object_inode

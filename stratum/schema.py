@@ -29,6 +29,25 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     Y inode, name                -> an extended attribute
     Z session                    -> JSON {role, pid, started_ns, slot}: a process that has the volume open
 
+Tables of the tiers. A *pack* is an immutable container of whole extents, the unit that lies in the warm or the cold tier.
+
+    a inode                      -> AccessRow: evidence about a file with extents
+    b tier, last access s, inode -> empty: files by the hottest tier they have bytes in, longest unused first
+    c extent, tier               -> CopyRow: a verified copy of the extent in a pack
+    d disk                       -> JSON DiskRow: a folder of the warm tier
+    g name                       -> JSON: settings and cursors of the tiers
+    h pack                       -> JSON {why}: a pack whose shards want repair
+    j inode, time ns             -> JSON: a decision or move, for `stratum explain`
+    l segment, offset            -> 8-byte length: hot bytes of an extent that has left; they are given back, then the row goes
+    m inode                      -> JSON MoveRow: a move that somebody asked for
+    n name                       -> JSON ColdRow: a remote of the cold tier
+    o extent, inode              -> empty: the file has, or had, a slice of the extent
+    p pack                       -> JSON PackRow
+    q pack, extent               -> CopyRow with the pack's number: what a pack holds
+    r due s, pack                -> empty: a condemned pack whose bytes go when due
+    s bucket inode               -> JSON: the bucket's lifecycle rules
+    t inode                      -> JSON RestoreRow: a temporary copy asked for by RestoreObject
+
 Dentries. The entry of a file is its name, the entry of a directory its name and "/". So the rows under one
 directory stand in the order of S3 keys, and `a` and `a/` stand beside each other. S3 keys are split after every
 "/", nothing else; the empty component, "." and ".." are ordinary entries.
@@ -38,7 +57,8 @@ without live children *is* the key `d/`, empty.
 
 Inodes. Numbers are session id << 32 | counter, never used twice; 1 is the root. For a directory `entries` counts all
 dentries and `live` those that S3 shows (files, and directories that are or contain keys). A directory that is not
-explicit, has no object and no entries does not exist. `version` grows with every committed change of content.
+explicit, has no object and no entries does not exist. `parent` is the directory of a directory, and of another inode the one
+that its newest name stands in. `version` grows with every committed change of content.
 """
 
 from __future__ import annotations
@@ -257,6 +277,8 @@ class ExtentRow:
 
 STORED_SEGMENT = 0
 """The segment of extents whose bytes are an E row."""
+ELSEWHERE_SEGMENT = 1
+"""The segment of extents that have no hot bytes: their c rows say where they lie. Real numbers begin at 1 << 32."""
 
 _SEGMENT = struct.Struct(">IQQ")
 

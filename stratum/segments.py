@@ -18,17 +18,16 @@ import errno
 import fcntl
 import os
 import threading
-from collections import OrderedDict
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import xxhash
 
+from stratum.descriptors import Descriptors, read_cached
 from stratum.errors import DataDamaged, NoSpace, StorageFailed, StratumError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -70,22 +69,21 @@ class PreparedExtent:
     private: bool
 
 
-class WouldWait(Exception):
-    """The bytes are not in memory."""
+def block_checksums(data: bytes | memoryview) -> bytes:
+    """The checksum of each block."""
+    view = memoryview(data)
+    return b"".join(checksum(view[at : at + BLOCK_BYTES]) for at in range(0, len(view), BLOCK_BYTES))
 
 
-def _read_cached(fd: int, length: int, offset: int) -> bytes:
-    """`os.pread`, if it needs no disk: preadv2(2) with RWF_NOWAIT. Raises `WouldWait`."""
-    buffer = bytearray(length)
-    try:
-        done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError as error:
-        if error.errno in {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL}:
-            raise WouldWait from None
-        raise
-    if done < length:
-        raise WouldWait  # the rest is on the disk, or the file is too short: who may wait finds out
-    return cast("bytes", buffer)  # a buffer like another
+def blocks_match(data: bytes | memoryview, checksums: bytes, start: int) -> bool:
+    """Whether bytes of an extent that begin at `start`, in whole blocks, have the checksums the extent has there."""
+    view = memoryview(data)
+    at = start // BLOCK_BYTES * CHECKSUM_BYTES
+    for block in range(0, len(view), BLOCK_BYTES):
+        if checksum(view[block : block + BLOCK_BYTES]) != checksums[at : at + CHECKSUM_BYTES]:
+            return False
+        at += CHECKSUM_BYTES
+    return True
 
 
 def punch_hole(fd: int, offset: int, length: int) -> bool:
@@ -322,8 +320,7 @@ class SegmentStore:
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._shared: _SegmentFile | None = None
-        self._readers: OrderedDict[int, list[int]] = OrderedDict()  # segment -> [fd, users]
-        self._descriptors_max = descriptors_max
+        self._readers = Descriptors(descriptors_max)
         self._made_folders: set[Path] = set()
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -465,39 +462,6 @@ class SegmentStore:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _descriptor(self, segment: int, *, may_wait: bool) -> Iterator[int]:
-        """A descriptor that stays open inside the block; the least used ones are closed."""
-        with self._lock:
-            entry = self._readers.get(segment)
-            if entry is not None:
-                entry[1] += 1
-                self._readers.move_to_end(segment)
-        if entry is None:
-            if not may_wait:
-                raise WouldWait
-            fd = os.open(self.find(segment), os.O_RDONLY | os.O_CLOEXEC)  # not under the lock: a disk may hang
-            with self._lock:
-                entry = self._readers.setdefault(segment, [fd, 0])
-                entry[1] += 1
-                self._close_unused(fd if entry[0] != fd else None)
-        try:
-            yield entry[0]
-        finally:
-            with self._lock:
-                entry[1] -= 1
-
-    def _close_unused(self, also: int | None) -> None:
-        """Under the lock."""
-        if also is not None:
-            os.close(also)
-        if len(self._readers) > self._descriptors_max:
-            for number, (fd, users) in list(self._readers.items()):
-                if users == 0:
-                    os.close(fd)
-                    del self._readers[number]
-                    break
-
     def read(
         self,
         extent: int,
@@ -517,30 +481,20 @@ class SegmentStore:
         first = start // BLOCK_BYTES * BLOCK_BYTES
         last = min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, length)
         try:
-            with self._descriptor(segment, may_wait=may_wait) as fd:
-                read = os.pread if may_wait else _read_cached
+            with self._readers.use(segment, lambda: self.find(segment), may_wait=may_wait) as fd:
+                read = os.pread if may_wait else read_cached
                 data = read(fd, last - first, offset + first)
         except FileNotFoundError as error:
             raise DataDamaged(f"extent {extent:016x} (its file is gone)", str(self.find(segment))) from error
         except OSError as error:
             raise DataDamaged(f"extent {extent:016x} ({error})", str(self.find(segment))) from error
-        view = memoryview(data)
-        at = first // BLOCK_BYTES * CHECKSUM_BYTES
-        good = len(data) == last - first
-        for block in range(0, len(data), BLOCK_BYTES):
-            if not good or checksum(view[block : block + BLOCK_BYTES]) != checksums[at : at + CHECKSUM_BYTES]:
-                good = False
-                break
-            at += CHECKSUM_BYTES
-        if not good:
+        if len(data) != last - first or not blocks_match(data, checksums, first):
             raise DataDamaged(f"extent {extent:016x}", f"{self.find(segment)} at {offset + first}")
-        return data if (start, stop) == (first, last) else view[start - first : stop - first]
+        return data if (start, stop) == (first, last) else memoryview(data)[start - first : stop - first]
 
     def close(self) -> None:
+        self._readers.close()
         with self._lock:
-            for fd, _ in self._readers.values():
-                os.close(fd)
-            self._readers.clear()
             if self._shared is not None:
                 self._retire(self._shared)
 

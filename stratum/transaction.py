@@ -12,9 +12,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from stratum import evidence
 from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
+    ELSEWHERE_SEGMENT,
     EXTENT_CHECKSUMS_INLINE_BYTES_MAX,
     STORED_SEGMENT,
     ChangeRow,
@@ -116,6 +118,7 @@ class MetadataTransaction(InodeReader):
         self._extents_new: set[int] = set()
         self._segments: dict[int, SegmentRow] = {}
         self._usage: dict[int, list[int]] = {}
+        self._written: set[int] = set()
         self._changes = 0
         self._mounts: list[int] | None = None
         if session and self.get(key_u64(b"Z", session)) is None:
@@ -134,6 +137,10 @@ class MetadataTransaction(InodeReader):
     def flush(self) -> None:
         """Write what the caches hold. The committer calls it once, last."""
         put = self._kv.put
+        for number in self._written:
+            if self.has_inode(number):
+                evidence.wrote(self, number)
+        self._written.clear()
         for number in self._dirty:
             put(key_u64(b"I", number), self._inodes[number].pack())
         for number, (row, checksums) in self._extents.items():
@@ -196,6 +203,23 @@ class MetadataTransaction(InodeReader):
         cached = self._extents.get(number)
         return cached if cached is not None else super().extent(number)
 
+    def has_extent(self, number: int) -> bool:
+        return number in self._extents or self.get(key_u64(b"X", number)) is not None
+
+    def relocate_extent(self, number: int, segment: int, offset: int) -> None:
+        """The bytes are elsewhere now; whoever located them before finds out by the generation."""
+        row, checksums = self.extent(number)
+        self.writes += 1
+        row.segment, row.offset = segment, offset
+        row.generation += 1
+        self._extents[number] = (row, checksums)
+
+    def set_checksums(self, number: int, checksums: bytes) -> None:
+        """Of an extent whose row had none, because its bytes had one of their own."""
+        self.writes += 1
+        self._extents[number] = (self.extent(number)[0], checksums)
+        self._extents_new.add(number)
+
     def segment(self, number: int) -> SegmentRow | None:
         cached = self._segments.get(number)
         if cached is None:
@@ -217,13 +241,21 @@ class MetadataTransaction(InodeReader):
             prepared.checksums,
         )
         self._extents_new.add(prepared.number)
-        self._count_in_segment(prepared)
+        self.count_in_segment(prepared)
 
-    def _count_in_segment(self, prepared: PreparedExtent) -> None:
+    def count_in_segment(self, prepared: PreparedExtent) -> None:
         segment = self.segment(prepared.segment) or SegmentRow(prepared.path, 0, 0)
         segment.extents += 1
         segment.live_bytes += prepared.length
         self.put_segment(prepared.segment, segment)
+
+    def uncount_in_segment(self, number: int, length: int) -> None:
+        """Bytes of one extent were given back."""
+        segment = self.segment(number)
+        if segment is not None:
+            segment.extents -= 1
+            segment.live_bytes -= length
+            self.put_segment(number, segment)
 
     def add_stored_extent(self, number: int, length: int) -> None:
         """An extent with one reference whose bytes the caller puts into an E row."""
@@ -232,7 +264,7 @@ class MetadataTransaction(InodeReader):
 
     def place_extent(self, number: int, prepared: PreparedExtent) -> bool:
         """Move a stored extent to durable bytes in a segment; False if it was freed or moved meanwhile."""
-        if number not in self._extents and self.get(key_u64(b"X", number)) is None:
+        if not self.has_extent(number):
             return False
         row, _ = self.extent(number)
         if row.segment != STORED_SEGMENT or not row.references:
@@ -243,7 +275,7 @@ class MetadataTransaction(InodeReader):
         self.delete(key_u64(b"E", number))
         self._extents[number] = (row, prepared.checksums)
         self._extents_new.add(number)
-        self._count_in_segment(prepared)
+        self.count_in_segment(prepared)
         return True
 
     def reference_extent(self, number: int, delta: int) -> None:
@@ -280,16 +312,17 @@ class MetadataTransaction(InodeReader):
             return
         if len(checksums) > EXTENT_CHECKSUMS_INLINE_BYTES_MAX:
             self.delete(key_u64(b"K", number))
-        segment = self.segment(row.segment)
-        if segment is not None:
-            segment.extents -= 1
-            segment.live_bytes -= row.length
-            self.put_segment(row.segment, segment)
+        if row.segment != ELSEWHERE_SEGMENT:
+            self.uncount_in_segment(row.segment, row.length)
 
     # -- slices -------------------------------------------------------------------------------------------------------
 
-    def put_slice(self, inode: int, piece: Slice) -> None:
+    def put_slice(self, inode: int, piece: Slice, *, moved: bool = False) -> None:
+        """`moved`: the file's bytes are what they were, so this is no evidence of use."""
         self.put(key_u64_u64(b"S", inode, piece.file_offset), piece.pack())
+        self.put(key_u64_u64(b"o", piece.extent, inode), b"")
+        if not moved:
+            self._written.add(inode)
 
     def cut_slices(self, inode: int, start: int, stop: int) -> None:
         """Make [start, stop) a hole. What a cut leaves of a slice keeps its extent."""

@@ -130,12 +130,21 @@ def attach(tx: MetadataTransaction, parent: Inode, entry: bytes, dentry: Dentry)
     parent.entries += 1
     if dentry.kind == Kind.DIRECTORY:
         parent.nlink += 1
-    elif dentry.kind == Kind.FILE:
-        tx.usage(parent.bucket, 1, 0)
+    else:
+        _remember_parent(tx, parent, dentry)
+        if dentry.kind == Kind.FILE:
+            tx.usage(parent.bucket, 1, 0)
     touch(tx, parent)
     if shows_in_s3(tx, dentry):
         change_liveness(tx, parent, lambda directory: add_live(directory, 1))
     log_entry(tx, parent.number, entry, dentry.inode)
+
+
+def _remember_parent(tx: MetadataTransaction, parent: Inode, dentry: Dentry) -> None:
+    """Of several names of a file the newest counts: what a directory says about its files reaches them through it."""
+    inode = tx.inode(dentry.inode)
+    inode.parent = parent.number
+    tx.dirty(inode)
 
 
 def detach(tx: MetadataTransaction, parent: Inode, entry: bytes, dentry: Dentry) -> None:
@@ -160,6 +169,7 @@ def swap(tx: MetadataTransaction, parent: Inode, entry: bytes, old: Dentry, new:
         attach(tx, parent, entry, new)
         return
     longkeys.put(tx, b"D", parent.number, entry, new.pack(), tx.new_id)
+    _remember_parent(tx, parent, new)
     touch(tx, parent)
     log_entry(tx, parent.number, entry, old.inode)
 

@@ -11,20 +11,36 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from stratum import config as configuration
 from stratum.acknowledge import Acknowledger
+from stratum.cold import ColdStore
 from stratum.committer import Committer, Mutation
+from stratum.copies import Noted
 from stratum.errors import StorageFailed, StratumError, VolumeInvalid
+from stratum.evidence import Recorder
 from stratum.kv.lmdb_store import LmdbStore
 from stratum.log import get_logger
-from stratum.schema import FORMAT_VERSION, ROOT_INODE, Inode, Kind, key_u64, pack_u64, prefix_range, unpack_u64
+from stratum.schema import (
+    FORMAT_VERSION,
+    ROOT_INODE,
+    Inode,
+    Kind,
+    key_u64,
+    pack_json,
+    pack_u64,
+    prefix_range,
+    unpack_json,
+    unpack_u64,
+)
 from stratum.segments import SegmentStore, fsync_folder
 from stratum.sessions import SLOTS, Session
 from stratum.transaction import InodeReader, MetadataTransaction
 from stratum.turn import waiting
+from stratum.warm import WarmStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +86,7 @@ def create(root: Path, changed: dict[str, Any]) -> None:
     store = _open_store(root, config, create=True)
     with store.transact() as tx:
         tx.put(b"Cformat", pack_u64(FORMAT_VERSION))
+        tx.put(b"ginstance", pack_json({"id": uuid.uuid4().hex}))
         now = time.time_ns()
         inode = Inode(ROOT_INODE, Kind.DIRECTORY, mode=0o755, uid=0, gid=0, now_ns=now, bucket=0)
         inode.nlink = 2
@@ -166,16 +183,23 @@ class Volume:
         self.store: Store = _open_store(self.root, self.config)
         with self.store.snapshot() as snapshot:
             version = unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]
+            instance = snapshot.get(b"ginstance")
         if version != FORMAT_VERSION:
             self.store.close()
             raise VolumeInvalid(
                 f"{self.root} has format {version}; this program reads {FORMAT_VERSION}; use the version that made it"
             )
+        self.instance = str(unpack_json(instance)["id"]) if instance is not None else ""
+        """Names the volume to disks and remotes."""
         self.session = Session(self.meta, self.store, role)
         self.new_id = self.session.new_id
         self.segments = SegmentStore(
             hot_folders(self.root, self.config), self.session.id, self.new_id, on_failure=self._fail
         )
+        self.warm = WarmStore(self)
+        self.cold = ColdStore(self)
+        self.noted = Noted()
+        self.evidence = Recorder(self)
         self._acknowledger = Acknowledger(self)
         self._space_checked_s = 0.0
         self._space_ok = True
@@ -195,9 +219,12 @@ class Volume:
         self.close()
 
     def close(self) -> None:
+        self.evidence.stop()
         self.committer.stop()
         self._acknowledger.stop()
         self.segments.close()
+        self.warm.close()
+        self.cold.close()
         # Nothing of this process can be committed any more: what it left uncommitted goes, then its row.
         self.session.close(self._remove_session_row)
         self.store.close()

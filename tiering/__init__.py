@@ -1,4 +1,1 @@
-"""Evidence, policy and movement between tiers. Empty until the tiers are built."""
-
-if __name__ != "stratum.tiering":
-    raise ImportError("import this package as stratum.tiering: the folder has one identity")
+"""Tiering: policy, movement, explanation. The evidence it decides by is collected in stratum/evidence.py."""

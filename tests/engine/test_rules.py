@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 AREAS = ("fuse", "s3", "tiering", "cold_backends")
 FORBIDDEN = {
     "fuse": ("stratum.s3", "stratum.tiering", "stratum.cli"),
-    "s3": ("stratum.fuse", "stratum.tiering", "stratum.cli"),
+    "s3": ("stratum.fuse", "stratum.cli"),
     "tiering": ("stratum.fuse", "stratum.s3", "stratum.cli"),
     "cold_backends": ("stratum.fuse", "stratum.s3", "stratum.tiering", "stratum.cli"),
-    "stratum": ("stratum.fuse", "stratum.s3", "stratum.tiering", "stratum.cold_backends"),
+    "stratum": ("stratum.fuse", "stratum.s3", "stratum.tiering"),
 }
 PARSERS = ("signatures.py", "chunked.py", "xml.py", "ranges.py", "errors.py", "access.py")
 

@@ -1,0 +1,162 @@
+"""Reading extents from the warm and the cold tier.
+
+Every byte is compared with the extent's own checksums, whatever the tier said of it; a copy that turns out wrong is healed
+from another one later, and told to the repair queue now.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from stratum import packs, warm
+from stratum.descriptors import WouldRecall, WouldWait
+from stratum.errors import DataDamaged, StratumError, TierUnavailable
+from stratum.log import get_logger
+from stratum.segments import BLOCK_BYTES, blocks_match
+from stratum.tier_rows import Tier
+
+if TYPE_CHECKING:
+    from stratum.schema import ExtentRow
+    from stratum.tier_rows import CopyRow, PackRow
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+log = get_logger("copies")
+Located = list[tuple[Tier, "CopyRow", "PackRow"]]
+COLD_PIECE_BYTES = 256 * 1024
+"""Of one read from a remote: what has arrived is passed on, a reader need not wait for a mebibyte."""
+_NOTED_MAX = 4096
+
+
+class Noted:
+    """Packs this process has reported damage of: each is reported once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._packs: set[int] = set()
+
+    def first_time(self, number: int) -> bool:
+        with self._lock:
+            if number in self._packs or len(self._packs) >= _NOTED_MAX:
+                return False
+            self._packs.add(number)
+            return True
+
+    def forget(self, number: int) -> None:
+        with self._lock:
+            self._packs.discard(number)
+
+
+def locate(reader: InodeReader, extent: int) -> Located:
+    """The copies of an extent, hottest first."""
+    found: Located = []
+    for tier, place in packs.copies(reader, extent).items():
+        row = packs.get(reader, place.pack)
+        if row is not None:
+            found.append((tier, place, row))
+    return found
+
+
+def read(
+    volume: Volume,
+    number: int,
+    row: ExtentRow,
+    checksums: bytes,
+    located: Located,
+    start: int,
+    stop: int,
+    *,
+    may_wait: bool,
+    may_recall: bool,
+    wanted_stop: int,
+) -> bytes | memoryview:
+    """Bytes of an extent from `start` on: all up to `stop`, or of a cold one the first of them.
+
+    Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore` if no copy has them, `WouldWait` or `WouldRecall` if they may not
+    be waited for.
+    """
+    problems: list[StratumError] = []
+    for tier, place, pack in located:
+        end = stop if tier == Tier.WARM else min(stop, start - start % BLOCK_BYTES + COLD_PIECE_BYTES)
+        first = start // BLOCK_BYTES * BLOCK_BYTES
+        last = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, row.length)
+        try:
+            if tier == Tier.WARM:
+                data = _read_warm(volume, number, place, pack, checksums, first, last, may_wait=may_wait)
+            elif not may_recall or not may_wait:
+                raise WouldRecall
+            else:
+                data = _read_cold(volume, number, place, pack, checksums, first, last, min(wanted_stop, row.length))
+        except StratumError as error:
+            problems.append(error)
+            continue
+        return data if (start, end) == (first, last) else memoryview(data)[start - first : end - first]
+    if not problems:
+        raise DataDamaged(f"extent {number:016x} (it has no copy)", "any tier")
+    # A copy that may come back is the better news.
+    raise next((error for error in problems if not isinstance(error, DataDamaged)), problems[0])
+
+
+def _read_warm(
+    volume: Volume,
+    number: int,
+    place: CopyRow,
+    pack: PackRow,
+    checksums: bytes,
+    first: int,
+    last: int,
+    *,
+    may_wait: bool,
+) -> bytes:
+    start, stop = place.offset + first, place.offset + last
+    why = "a shard's bytes do not match"
+    try:
+        data = volume.warm.read(place.pack, pack, start, stop, may_wait=may_wait)
+        if len(data) == stop - start and blocks_match(data, checksums, first):
+            return data
+    except OSError as error:
+        why = str(error)
+    if not may_wait:
+        raise WouldWait
+    data, bad = volume.warm.recover(place.pack, pack, start, stop, f"extent {number:016x}")
+    if not blocks_match(data, checksums, first):
+        raise DataDamaged(f"extent {number:016x}", f"pack {place.pack:016x}, whose shards agree")
+    report_damage(volume, place.pack, volume.warm.describe(place.pack, pack, bad) or why)
+    return data
+
+
+def report_damage(volume: Volume, pack: int, why: str) -> None:
+    """Queue a pack for repair; a read does not wait for that."""
+    if volume.noted.first_time(pack):
+        log.warning("read_repaired", pack=f"{pack:016x}", why=why)
+
+        def note(tx: MetadataTransaction) -> None:
+            if packs.get(tx, pack) is not None:
+                warm.note_damage(tx, pack, why)
+
+        volume.mutate_later(note, lambda _: None, frees=True)
+
+
+def _read_cold(
+    volume: Volume,
+    number: int,
+    place: CopyRow,
+    pack: PackRow,
+    checksums: bytes,
+    first: int,
+    last: int,
+    wanted_stop: int,
+) -> bytes:
+    for attempt in (1, 2):
+        data = volume.cold.read(
+            place.pack, pack, place.offset + first, place.offset + last, place.offset + max(wanted_stop, last)
+        )
+        if blocks_match(data, checksums, first):
+            return data
+        volume.cold.cache.drop(place.pack)
+        log.warning("recalled_bytes_wrong", pack=f"{place.pack:016x}", remote=pack.remote, attempt=attempt)
+    raise DataDamaged(f"extent {number:016x}", f"remote {pack.remote!r}, {pack.key}")
+
+
+__all__ = ["Located", "Noted", "TierUnavailable", "locate", "read", "report_damage"]

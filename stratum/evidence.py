@@ -1,0 +1,158 @@
+"""How files are used: the evidence that tiering decides by.
+
+A read is one GET, or one open of the mount that reads. HEAD, LIST, stat, readdir, scrub and our own moves are none. Writes are
+recorded in the transaction that commits them, so that every file with extents has a row; reads are collected in each process
+and written together.
+
+Invariants
+* A file with slices has an `a` row and one `b` row, at the key that the `a` row names.
+* Memory is bounded: at most FILES_MAX files wait in a process; beyond that they are written at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from stratum.errors import StratumError
+from stratum.log import get_logger
+from stratum.schema import key_u64, prefix_range
+from stratum.tier_rows import AccessRow, Tier
+
+if TYPE_CHECKING:
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+log = get_logger("evidence")
+FLUSH_S = 1.0
+FILES_MAX = 65536
+BATCH_FILES = 256
+DAY_S = 86400.0
+HALF_LIFE_FAST_S = DAY_S
+HALF_LIFE_SLOW_S = 7 * DAY_S
+
+
+def get(reader: InodeReader, inode: int) -> AccessRow | None:
+    raw = reader.get(key_u64(b"a", inode))
+    return None if raw is None else AccessRow.unpack(raw)
+
+
+def put(tx: MetadataTransaction, inode: int, row: AccessRow, before: AccessRow | None) -> None:
+    if before is None or before.key(inode) != row.key(inode):
+        if before is not None:
+            tx.delete(before.key(inode))
+        tx.put(row.key(inode), b"")
+    tx.put(key_u64(b"a", inode), row.pack())
+
+
+def wrote(tx: MetadataTransaction, inode: int) -> None:
+    """New bytes, which are hot. At most one change a second and file."""
+    before = get(tx, inode)
+    now_s = tx.now_ns // 1_000_000_000
+    if before is None:
+        put(tx, inode, AccessRow(Tier.HOT, now_s, now_s, last_write_s=now_s), None)
+    elif before.last_write_s != now_s or before.tier != Tier.HOT:
+        row = AccessRow.unpack(before.pack())
+        row.tier, row.last_write_s, row.last_access_s = Tier.HOT, now_s, max(now_s, before.last_access_s)
+        put(tx, inode, row, before)
+
+
+def set_tier(tx: MetadataTransaction, inode: int, tier: Tier) -> None:
+    """The file's hottest bytes lie in `tier` now."""
+    before = get(tx, inode)
+    if before is not None and before.tier != tier:
+        row = AccessRow.unpack(before.pack())
+        row.tier, row.moved_s = tier, tx.now_ns // 1_000_000_000
+        put(tx, inode, row, before)
+
+
+def forget(tx: MetadataTransaction, inode: int) -> None:
+    """The file is gone."""
+    row = get(tx, inode)
+    if row is not None:
+        tx.delete(row.key(inode))
+        for table in (b"a", b"m", b"t"):
+            tx.delete(key_u64(table, inode))
+        for key, _ in list(tx.scan(*prefix_range(key_u64(b"j", inode)))):
+            tx.delete(key)
+
+
+def add_reads(row: AccessRow, moments_s: list[int], size: int) -> None:
+    """Reads that were collected, oldest first."""
+    for moment_s in moments_s:
+        past_s = max(moment_s - row.last_read_s, 0)
+        row.average_fast = row.average_fast * 0.5 ** (past_s / HALF_LIFE_FAST_S) + 1
+        row.average_slow = row.average_slow * 0.5 ** (past_s / HALF_LIFE_SLOW_S) + 1
+        row.last_read_s = max(moment_s, row.last_read_s)
+    row.reads += len(moments_s)
+    row.read_bytes += size
+    row.last_access_s = max(row.last_access_s, row.last_read_s)
+    row.recent_reads = (*row.recent_reads, *moments_s)[-len(row.recent_reads) :]
+
+
+def reads_since(row: AccessRow, moment_s: float) -> int:
+    """How many of the remembered reads came after `moment_s`."""
+    return sum(1 for read_s in row.recent_reads if read_s >= moment_s and read_s)
+
+
+class Recorder:
+    """Reads of this process on their way to the store."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._reads: dict[int, tuple[list[int], list[int]]] = {}
+        self._thread: threading.Thread | None = None
+        self._ending = False
+
+    def read(self, inode: int, size: int) -> None:
+        """O(1), and waits for nothing."""
+        now_s = int(time.time())
+        with self._lock:
+            moments_s, sizes = self._reads.setdefault(inode, ([], [0]))
+            sizes[0] += size
+            moments_s.append(now_s)
+            if len(self._reads) >= FILES_MAX:
+                self._wake.set()
+            if self._thread is None and not self._ending:
+                self._thread = threading.Thread(target=self._run, name="evidence", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ending:
+            self._wake.wait(FLUSH_S)
+            self._wake.clear()
+            try:
+                self.flush()
+            except StratumError as error:
+                log.warning("evidence_lost", error=error.message)
+
+    def flush(self) -> None:
+        """Write what was collected. Raises what a mutation raises; what was collected is lost then."""
+        with self._lock:
+            reads, self._reads = self._reads, {}
+        items = list(reads.items())
+        for at in range(0, len(items), BATCH_FILES):
+            batch = items[at : at + BATCH_FILES]
+
+            def apply(tx: MetadataTransaction, batch: list[tuple[int, tuple[list[int], list[int]]]] = batch) -> None:
+                for inode, (moments_s, sizes) in batch:
+                    before = get(tx, inode)
+                    if before is not None:  # inline files have none: they stay where they are
+                        row = AccessRow.unpack(before.pack())
+                        add_reads(row, moments_s, sizes[0])
+                        put(tx, inode, row, before)
+
+            self._volume.mutate(apply, frees=True)
+
+    def stop(self) -> None:
+        self._ending = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self.flush()
+        except StratumError as error:
+            log.warning("evidence_lost", error=error.message)

@@ -1,0 +1,140 @@
+"""What a cold pack says of itself, so that its bucket alone brings the namespace back.
+
+{format, instance, epoch, pack, made_ns,
+extents: [{extent, offset, length, checksums (base64)}],
+files: [{inode, version, bucket, names: [base64 path below the bucket], slices: [[file offset, length, extent, extent offset]],
+attributes (base64 of the inode row), metadata (the M row), xattrs: {base64: base64}}],
+buckets: {name: BucketRow}}
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import TYPE_CHECKING, Any
+
+from stratum import buckets, tree
+from stratum.errors import Gone
+from stratum.schema import ROOT_INODE, Inode, key_u64, prefix_range, unpack_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stratum.schema import BucketRow
+    from stratum.transaction import InodeReader
+
+FORMAT = 1
+NAMES_MAX = 64
+OWN_OBJECT = b""
+"""The name, inside its directory, of an object whose key is the directory's own."""
+
+
+class Names:
+    """Paths of inodes. Each directory is read once for all files that are asked for."""
+
+    def __init__(self, reader: InodeReader) -> None:
+        self._reader = reader
+        self._buckets = {row.inode: name for name, row in buckets.scan(reader)}
+        self._entries: dict[int, dict[int, list[bytes]]] = {}
+
+    def _names_in(self, directory: int) -> dict[int, list[bytes]]:
+        found = self._entries.get(directory)
+        if found is None:
+            found = self._entries[directory] = {}
+            for entry, dentry in tree.scan_dentries(self._reader, directory):
+                found.setdefault(dentry.inode, []).append(entry)
+        return found
+
+    def directory(self, number: int) -> tuple[str, bytes] | None:
+        """(bucket, path of a directory below it, ending in "/" or empty)."""
+        parts: list[bytes] = []
+        while number not in self._buckets:
+            try:
+                parent = self._reader.inode(number).parent
+            except Gone:
+                return None
+            names = self._names_in(parent).get(number) if parent else None
+            if not names or number == ROOT_INODE:
+                return None
+            parts.append(names[0])
+            number = parent
+        return self._buckets[number], b"".join(reversed(parts))
+
+    def of(self, inode: Inode) -> tuple[str, list[bytes]]:
+        """(bucket, keys) of a file: its names in the directory that has its newest one."""
+        if not inode.parent or not self._reader.has_inode(inode.parent):
+            return "", []
+        above = self.directory(inode.parent)
+        if above is None:
+            return "", []
+        bucket, path = above
+        names = [path + name for name in self._names_in(inode.parent).get(inode.number, [])]
+        if self._reader.inode(inode.parent).object_inode == inode.number:
+            names.append(path)
+        return bucket, names[:NAMES_MAX]
+
+
+def encoded(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def file_entry(reader: InodeReader, inode: Inode, names: Names) -> dict[str, Any] | None:
+    """A file as a manifest tells it; None if it has no name."""
+    bucket, keys = names.of(inode)
+    if not keys:
+        return None
+    entry: dict[str, Any] = {
+        "inode": inode.number,
+        "version": inode.version,
+        "bucket": bucket,
+        "names": [encoded(key) for key in keys],
+        "slices": [
+            [piece.file_offset, piece.length, piece.extent, piece.extent_offset]
+            for piece in reader.slices(inode.number)
+        ],
+        "attributes": encoded(inode.pack()),
+    }
+    raw = reader.get(key_u64(b"M", inode.number))
+    if inode.has_metadata and raw is not None:
+        entry["metadata"] = unpack_json(raw)
+    attributes = {
+        encoded(key[9:]): encoded(value) for key, value in reader.scan(*prefix_range(key_u64(b"Y", inode.number)))
+    }
+    if attributes:
+        entry["xattrs"] = attributes
+    return entry
+
+
+def describe(
+    reader: InodeReader,
+    instance: str,
+    epoch: int,
+    pack: int,
+    members: list[tuple[int, int, int]],
+    inodes: Iterable[int],
+) -> dict[str, Any]:
+    """The manifest of a pack; `members` lists (extent, offset, length), `inodes` are the files that own them."""
+    names = Names(reader)
+    files: list[dict[str, Any]] = []
+    bucket_names: set[str] = set()
+    for number in inodes:
+        if not reader.has_inode(number):
+            continue
+        entry = file_entry(reader, reader.inode(number), names)
+        if entry is not None:
+            files.append(entry)
+            bucket_names.add(entry["bucket"])
+    rows: dict[str, BucketRow] = {name: buckets.get(reader, name) for name in bucket_names}
+    return {
+        "format": FORMAT,
+        "instance": instance,
+        "epoch": epoch,
+        "pack": pack,
+        "made_ns": time.time_ns(),
+        "extents": [
+            {"extent": extent, "offset": offset, "length": length, "checksums": encoded(reader.extent(extent)[1])}
+            for extent, offset, length in members
+        ],
+        "files": files,
+        "buckets": {name: unpack_json(row.pack()) for name, row in rows.items()},
+    }

@@ -1,0 +1,544 @@
+"""The mover: brings extents to a tier and frees what they leave, never losing, doubling or blocking them.
+
+A copy goes through six steps, with a boundary between them where it may be interrupted and is resumed or undone:
+  planned    what goes into the pack is known; nothing is written
+  intended   the pack's row is COPYING, with its place and an intent: what is written from here on can be found
+  copied     the bytes are where the row says, durably
+  verified   they were read back, or the remote vouched for them, and have the digest of what was read
+  published  in one transaction the pack is VALID and each extent whose place did not change meanwhile has its copy row
+  freed      in another one the extent gives up its hotter bytes, if a good copy is there
+Copy and free are separate: what was copied ahead frees its hot bytes by the last step alone.
+
+Invariants
+* One mover a volume: it holds the flock of `meta/tiering.lock`.
+* Nothing is freed unless, in the same transaction, another good copy is there (packs.free_hot, packs.release).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from stratum import content, evidence, manifest, packs
+from stratum.boundaries import boundary
+from stratum.cold_backends.contract import RemoteDamaged
+from stratum.cold_backends.limit import Bucket
+from stratum.errors import Busy, DataDamaged, Gone, StratumError, TierUnavailable
+from stratum.log import get_logger
+from stratum.schema import ELSEWHERE_SEGMENT, Inode, Kind, Slice, key_u64
+from stratum.segments import checksum
+from stratum.tier_rows import COPYING, AccessRow, PackRow, Tier
+from stratum.tiering import records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from stratum.segments import ExtentWriter, PreparedExtent
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+log = get_logger("mover")
+PACK_BYTES = 64 * 1024 * 1024
+FILES_AT_ONCE = 512
+FREED_AT_ONCE = 256
+ALONE_BYTES_MIN = 128 * 1024
+"""Less than this is not sent to a remote by itself: it would cost more to keep as an object than it is worth."""
+
+
+@contextmanager
+def exclusive(volume: Volume, *, wait: bool = False) -> Iterator[None]:
+    """Be the mover. Raises `Busy` if another process is."""
+    fd = os.open(volume.meta / "tiering.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Busy("another process moves this volume's data; it takes up what is asked for") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of moving files. `failed` maps an inode to why."""
+
+    moved_files: int = 0
+    copied_bytes: int = 0
+    freed_bytes: int = 0
+    failed: dict[int, str] | None = None
+
+
+@dataclass(slots=True)
+class _Member:
+    extent: int
+    generation: int
+    length: int
+
+
+Stays = Callable[["InodeReader", int], bool]
+Holds = Callable[["InodeReader", int], bool]
+
+
+def _holds(leaving: set[int], stays: Stays | None) -> Holds | None:
+    """An extent is as hot as the hottest of its owners: whether one that is not leaving keeps it."""
+    if stays is None:
+        return None
+
+    def holds(reader: InodeReader, extent: int) -> bool:
+        return any(
+            owner not in leaving
+            and reader.has_inode(owner)
+            and stays(reader, owner)
+            and any(piece.extent == extent for piece in reader.slices(owner))
+            for owner in packs.owners(reader, extent)
+        )
+
+    return holds
+
+
+class Mover:
+    """Moves extents and files. Not thread-safe; the caller holds `exclusive`."""
+
+    def __init__(self, volume: Volume, *, ending: Callable[[], bool] = lambda: False) -> None:
+        self._volume = volume
+        self._ending = ending
+        self._pace = Bucket(volume.config.tiering_moved_bytes_per_s_max, clock=time.monotonic, pause=time.sleep)
+        self.moved_bytes: Counter[str] = Counter()
+
+    # -- copies -------------------------------------------------------------------------------------------------------
+
+    def copy(
+        self, extents: Iterable[int], tier: Tier, *, again: bool = False, remote: str = "", alone: bool = False
+    ) -> int:
+        """Give each extent a verified copy in a tier; those that have one are left, unless they are to be written `again`.
+
+        What is too little to be sent alone is left too, unless `alone`. How many bytes were copied. Raises `TierUnavailable`,
+        `ForeignRemote` or `DataDamaged`.
+        """
+        copied = 0
+        waiting: list[_Member] = []
+        size = 0
+        for member in self._missing(extents, tier, again=again):
+            if waiting and size + member.length > PACK_BYTES:
+                copied += self._write_pack(waiting, tier, remote)
+                waiting, size = [], 0
+            waiting.append(member)
+            size += member.length
+        if waiting and (tier != Tier.COLD or alone or size >= ALONE_BYTES_MIN):
+            copied += self._write_pack(waiting, tier, remote)
+        return copied
+
+    def _missing(self, extents: Iterable[int], tier: Tier, *, again: bool) -> Iterator[_Member]:
+        for number in dict.fromkeys(extents):
+            with self._volume.snapshot() as reader:
+                if reader.get(key_u64(b"X", number)) is None:
+                    continue
+                row, _ = reader.extent(number)
+                if not row.references or (not again and reader.get(packs.copy_key(number, tier)) is not None):
+                    continue
+                member = _Member(number, row.generation, row.length)
+            yield member
+
+    def _write_pack(self, members: list[_Member], tier: Tier, remote: str = "") -> int:
+        """One pack through all its steps. How many bytes it holds."""
+        volume = self._volume
+        number = volume.new_id()
+        intent: list[list[int]] = []
+        pieces: list[bytes] = []
+        at = 0
+        for member in members:
+            intent.append([member.extent, member.generation, at, member.length])
+            pieces.append(self._read(member))
+            at += member.length
+        data = b"".join(pieces)
+        row = PackRow(
+            tier,
+            COPYING,
+            volume.session.id,
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+            int(time.time()),
+            intent=intent,
+        )
+        if tier == Tier.WARM:
+            volume.warm.plan(number, row)
+        else:
+            row.remote = remote or volume.cold.available() or ""
+            if not row.remote:
+                raise TierUnavailable("no remote of the cold tier answers; see `stratum cold check`")
+            row.key = volume.cold.new_key()
+        boundary("mover.planned")
+        volume.mutate(lambda tx: packs.put(tx, number, row), frees=True)
+        boundary("mover.intended")
+        self._finish_pack(number, row, data)
+        return len(data)
+
+    def _read(self, member: _Member) -> bytes:
+        """All of an extent, verified."""
+        pieces = []
+        at = 0
+        while at < member.length:
+            piece = content.read_extent(
+                self._volume, member.extent, at, min(at + content.READ_BYTES, member.length), wanted_stop=member.length
+            )
+            pieces.append(piece)
+            at += len(piece)
+        self._pace.take(member.length)
+        return b"".join(pieces)
+
+    def _finish_pack(self, number: int, row: PackRow, data: bytes) -> None:
+        """From intended to published. On failure the pack is condemned, and what was there before stays as it was."""
+        volume = self._volume
+        try:
+            self._send(number, row, data)
+            boundary("mover.copied")
+            if row.tier == Tier.WARM:
+                volume.warm.verify(number, row)
+            else:
+                volume.cold.verify(row)
+            boundary("mover.verified")
+        except (StratumError, OSError) as error:
+            volume.mutate(lambda tx: packs.condemn(tx, number, row, 0.0), frees=True)
+            if isinstance(error, RemoteDamaged | OSError):
+                raise TierUnavailable(f"a new pack did not arrive as it was sent: {error}") from error
+            raise
+        row.verified_s = int(time.time())
+        missing = [index for index, disk in enumerate(row.disks) if not disk]
+
+        def publish(tx: MetadataTransaction) -> None:
+            if packs.publish(tx, number, row, self._grace_s(row.tier)) and missing:
+                packs.want_repair(tx, number, f"written without shards {missing}")
+
+        volume.mutate(publish, frees=True)
+        self.moved_bytes[Tier(row.tier).name.lower()] += row.length
+        boundary("mover.published")
+
+    def _send(self, number: int, row: PackRow, data: bytes) -> None:
+        volume = self._volume
+        members = [(extent, offset, length) for extent, _, offset, length in row.intent]
+        if row.tier == Tier.WARM:
+            volume.warm.write(number, row, data, members)
+            return
+        with volume.snapshot() as reader:
+            owners = sorted({owner for extent, _, _ in members for owner in packs.owners(reader, extent)})
+            epoch = volume.cold.remote(row.remote)[0].epoch
+            alive = [member for member in members if reader.get(key_u64(b"X", member[0])) is not None]
+            told = manifest.describe(reader, volume.instance, epoch, number, alive, owners)
+            for listed in told["extents"]:
+                if not listed["checksums"]:  # its bytes lie in the store, with one checksum for all
+                    at = listed["offset"]
+                    listed["checksums"] = manifest.encoded(checksum(bytes(data[at : at + listed["length"]])))
+
+        def began(upload_id: str) -> None:
+            row.upload_id = upload_id
+            volume.mutate(lambda tx: packs.put(tx, number, row), frees=True)
+            boundary("mover.upload_began")
+
+        volume.cold.write(row, data, told, began)
+
+    def _grace_s(self, tier: int) -> float:
+        return self._volume.config.cold_delete_after_s if tier == Tier.COLD else 0.0
+
+    # -- frees --------------------------------------------------------------------------------------------------------
+
+    def free_above(self, extents: list[int], tier: Tier, holds: Holds | None = None) -> int:
+        """Give up what extents have in tiers hotter than `tier`, where they have a good copy in it. Bytes freed.
+
+        `holds` says of an extent whether another file needs it where it is: an extent is as hot as its hottest owner.
+        """
+        freed = 0
+        for at in range(0, len(extents), FREED_AT_ONCE):
+            batch = extents[at : at + FREED_AT_ONCE]
+
+            def free(tx: MetadataTransaction, batch: list[int] = batch) -> int:
+                total = 0
+                for number in batch:
+                    if not tx.has_extent(number) or tx.get(packs.copy_key(number, tier)) is None:
+                        continue
+                    if holds is not None and tx.extent(number)[0].references > 1 and holds(tx, number):
+                        continue
+                    if tier == Tier.COLD:
+                        packs.release(tx, number, Tier.WARM, tx.extent(number)[0].generation, 0.0)
+                    total += packs.free_hot(tx, number, tx.extent(number)[0].generation)
+                return total
+
+            freed += self._volume.mutate(free, frees=True)
+        boundary("mover.freed")
+        return freed
+
+    # -- the way back -------------------------------------------------------------------------------------------------
+
+    def promote(self, extents: Iterable[int]) -> int:
+        """Bring extents to the hot tier; their copies elsewhere stay, so that the way out is free. Bytes brought.
+
+        Raises `NoSpace`, `StorageFailed`, `TierUnavailable`, `NeedsRestore` or `DataDamaged`; what came before stays.
+        """
+        brought = 0
+        for number in dict.fromkeys(extents):
+            with self._volume.snapshot() as reader:
+                if reader.get(key_u64(b"X", number)) is None:
+                    continue
+                row, checksums = reader.extent(number)
+            if row.segment != ELSEWHERE_SEGMENT or not row.references:
+                continue
+            data = self._read(_Member(number, row.generation, row.length))
+            with self._volume.segments.writer(len(data)) as writer:
+                writer.write(data)
+                prepared = writer.finish()[0]
+                assert prepared.checksums == checksums, "verified bytes have the extent's checksums"
+                boundary("promote.written")
+                writer.committing()
+                if self._place(number, row.generation, prepared, writer):
+                    brought += len(data)
+            boundary("promote.placed")
+        self.moved_bytes["hot"] += brought
+        return brought
+
+    def _place(self, number: int, generation: int, prepared: PreparedExtent, writer: ExtentWriter) -> bool:
+        def place(tx: MetadataTransaction) -> bool:
+            if not tx.has_extent(number):
+                return False
+            row, _ = tx.extent(number)
+            if row.generation != generation or not row.references:
+                return False
+            tx.relocate_extent(number, prepared.segment, prepared.offset)
+            tx.count_in_segment(prepared)
+            return True
+
+        placed = self._volume.mutate(place)
+        if placed:
+            writer.keep()
+        else:
+            writer.reopen()  # freed or moved meanwhile: the copy goes
+        return placed
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def move(
+        self,
+        inodes: Iterable[int],
+        tier: Tier,
+        *,
+        cause: str,
+        inputs: dict[int, dict[str, Any]] | None = None,
+        alone: bool = False,
+        stays: Stays | None = None,
+    ) -> Outcome:
+        """Bring whole files to a tier and free what they leave. Files that cannot go are in `failed`, and stay as they were.
+
+        `stays` says of another file that shares extents with these whether they must stay where they are for its sake.
+        Raises `TierUnavailable`, `ForeignRemote` or `NoSpace` if nothing more can go there now.
+        """
+        outcome = Outcome(failed={})
+        assert outcome.failed is not None
+        numbers = list(dict.fromkeys(inodes))
+        for at in range(0, len(numbers), FILES_AT_ONCE):
+            batch = numbers[at : at + FILES_AT_ONCE]
+            extents = {number: found for number in batch if (found := self._extents(number, tier, outcome)) is not None}
+            everything = [extent for found in extents.values() for extent in found]
+            if tier == Tier.HOT:
+                outcome.copied_bytes += self.promote(everything)
+            else:
+                try:
+                    outcome.copied_bytes += self.copy(everything, tier, alone=alone)
+                except DataDamaged:
+                    self._copy_singly(extents, tier, outcome, alone=alone)
+                leaving = [extent for found in extents.values() for extent in found]
+                outcome.freed_bytes += self.free_above(leaving, tier, _holds(set(batch), stays))
+            self._settle(extents, tier, cause, inputs or {}, outcome)
+            if self._ending():
+                break
+        return outcome
+
+    def _copy_singly(self, extents: dict[int, list[int]], tier: Tier, outcome: Outcome, *, alone: bool) -> None:
+        """One damaged file must not hold up the others."""
+        assert outcome.failed is not None
+        for number, found in list(extents.items()):
+            try:
+                outcome.copied_bytes += self.copy(found, tier, alone=alone)
+            except DataDamaged as error:
+                outcome.failed[number] = error.message
+                del extents[number]
+
+    def _extents(self, number: int, tier: Tier, outcome: Outcome) -> list[int] | None:
+        """The extents of a file; a small one that lies in the metadata store gets one if it is to leave the hot tier."""
+        assert outcome.failed is not None
+        for _ in range(3):
+            try:
+                with self._volume.snapshot() as reader:
+                    inode = reader.inode(number)
+                    slices = reader.slices(number)
+            except Gone:
+                outcome.failed[number] = "the file is gone"
+                return None
+            if inode.kind != Kind.FILE:
+                outcome.failed[number] = "it is not a file"
+                return None
+            if not inode.flags & Inode.INLINE or tier == Tier.HOT:
+                return list(dict.fromkeys(piece.extent for piece in slices))
+            self._volume.mutate(lambda tx, version=inode.version: _take_out(tx, number, version), frees=True)  # type: ignore[misc]
+        outcome.failed[number] = "the file changes too fast"
+        return None
+
+    def _settle(
+        self, extents: dict[int, list[int]], tier: Tier, cause: str, inputs: dict[int, dict[str, Any]], outcome: Outcome
+    ) -> None:
+        """Note where the files are now."""
+        assert outcome.failed is not None
+
+        def settle(tx: MetadataTransaction) -> tuple[int, dict[int, str]]:
+            moved, failed = 0, {}
+            for number, found in extents.items():
+                if not tx.has_inode(number):
+                    continue
+                before = evidence.get(tx, number)
+                now = hottest(tx, found)
+                evidence.set_tier(tx, number, now)
+                good = all(_is_in(tx, extent, tier) for extent in found)
+                if not good:
+                    failed[number] = (
+                        "not all of it could go: some of it changed, is too small to be sent alone, or is shared with a file that stays"
+                    )
+                moved += good
+                if before is None or before.tier != now or not good:
+                    event = {
+                        "event": "moved" if good else "not moved",
+                        "from": Tier(before.tier).name.lower() if before else "",
+                        "to": tier.name.lower(),
+                        "cause": cause,
+                        "inputs": inputs.get(number, {}),
+                    }
+                    if not good:
+                        event["error"] = failed[number]
+                    records.add(tx, number, event)
+            return moved, failed
+
+        moved, failed = self._volume.mutate(settle, frees=True)
+        outcome.moved_files += moved
+        outcome.failed.update(failed)
+
+    # -- what crashes and frees left ----------------------------------------------------------------------------------
+
+    def recover(self) -> int:
+        """End or undo what dead movers left COPYING. How many packs there were."""
+        with self._volume.snapshot() as reader:
+            found = [
+                (number, row)
+                for number, row in packs.scan(reader)
+                if row.state == COPYING and row.session != self._volume.session.id
+            ]
+        left = 0
+        for number, row in found:
+            if not self._volume.session.is_dead(row.session):
+                continue
+            left += 1
+            if row.tier == Tier.COLD and row.upload_id and self._resume(number, row):
+                continue
+            self._volume.mutate(lambda tx, number=number, row=row: packs.condemn(tx, number, row, 0.0), frees=True)  # type: ignore[misc]
+        return left
+
+    def _resume(self, number: int, row: PackRow) -> bool:
+        """Go on with a long upload, if everything that goes into it is still there unchanged."""
+        pieces: list[bytes] = []
+        try:
+            for extent, generation, _, length in row.intent:
+                with self._volume.snapshot() as reader:
+                    known = reader.get(key_u64(b"X", extent)) is not None and reader.extent(extent)[0]
+                if not known or known.generation != generation or not known.references:
+                    return False
+                pieces.append(self._read(_Member(extent, generation, length)))
+            data = b"".join(pieces)
+            if hashlib.sha256(data).hexdigest() != row.digest:
+                return False
+            resumed = replace(row, session=self._volume.session.id)
+            self._volume.mutate(lambda tx: packs.put(tx, number, resumed), frees=True)
+            self._finish_pack(number, resumed, data)
+        except StratumError as error:
+            log.warning("upload_not_resumed", pack=f"{number:016x}", error=error.message)
+            return False
+        log.info("upload_resumed", pack=f"{number:016x}")
+        return True
+
+    def remove_condemned(self, limit: int = 256) -> int:
+        """Remove bytes of packs that nothing needs any more and whose time has come. How many went."""
+        with self._volume.snapshot() as reader:
+            found = [
+                (number, row) for number in packs.due(reader, time.time(), limit) if (row := packs.get(reader, number))
+            ]
+        gone = []
+        for number, row in found:
+            try:
+                if row.tier == Tier.WARM:
+                    self._volume.warm.delete(number, row)
+                else:
+                    self._volume.cold.delete(row)
+                    self._volume.cold.cache.drop(number)
+                gone.append(number)
+            except (StratumError, OSError) as error:
+                log.warning("pack_not_removed", pack=f"{number:016x}", error=str(error))
+            boundary("mover.removed")
+
+        def forget(tx: MetadataTransaction) -> None:
+            for number in gone:
+                packs.forget_pack(tx, number)
+
+        if gone:
+            self._volume.mutate(forget, frees=True)
+        return len(gone)
+
+    def compact(self) -> int:
+        """Write packs anew of which less than half is wanted. How many bytes were copied."""
+        with self._volume.snapshot() as reader:
+            wasteful = [
+                (number, Tier(row.tier), row.remote, [extent for extent, _ in packs.members(reader, number)])
+                for number, row in packs.scan(reader)
+                if row.state == "valid" and 0 < row.live_bytes < row.length // 2
+            ]
+        copied = 0
+        for _, tier, remote, extents in wasteful:
+            if self._ending():
+                break
+            copied += self.copy(extents, tier, again=True, remote=remote, alone=True)
+        return copied
+
+
+def hottest(reader: InodeReader, extents: list[int]) -> Tier:
+    """The hottest tier that extents have bytes in."""
+    found = Tier.COLD
+    for number in extents:
+        row, _ = reader.extent(number)
+        found = min(found, packs.tier_of(reader, number, row))
+    return found if extents else Tier.HOT
+
+
+def _is_in(reader: InodeReader, extent: int, tier: Tier) -> bool:
+    row, _ = reader.extent(extent)
+    return packs.tier_of(reader, extent, row) == tier
+
+
+def _take_out(tx: MetadataTransaction, number: int, version: int) -> None:
+    """The content of an inline file becomes an extent whose bytes still lie in the metadata store. The file does not change."""
+    try:
+        inode = tx.inode(number)
+    except Gone:
+        return
+    if not inode.flags & Inode.INLINE or inode.version != version:
+        return
+    data = content.get_inline(tx, number)
+    content.drop_inline(tx, inode)
+    tx.dirty(inode)
+    extent = tx.new_id()
+    tx.add_stored_extent(extent, len(data))
+    tx.put(key_u64(b"E", extent), checksum(data) + data)
+    tx.put_slice(number, Slice(0, len(data), extent, 0), moved=True)
+    if evidence.get(tx, number) is None:
+        used_s = max(inode.mtime_ns, 0) // 1_000_000_000
+        evidence.put(tx, number, AccessRow(Tier.HOT, used_s, used_s, last_write_s=used_s), None)
