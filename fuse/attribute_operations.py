@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import time
@@ -18,6 +19,10 @@ from stratum.schema import Kind
 
 CLONE = b"user.stratum.clone"
 """Set on a file, it names the file whose content this one shall show. It cannot be read."""
+
+
+WHY = b"user.stratum.why"
+"""Of a file: where it lies and why, as JSON. It is not listed and cannot be set."""
 
 
 class AttributeOperations(FileOperations):
@@ -109,8 +114,17 @@ class AttributeOperations(FileOperations):
         if access_lists.is_one(name) and not self._fresh(inode).flags & access_lists.FLAGS[name]:
             raise pyfuse3.FUSEError(errno.ENODATA)
         await self._settle_number(inode)
+        if name == WHY:
+            return await self._why(inode)
         with self._volume.snapshot() as reader:
             return files.get_attribute(reader, inode, name)
+
+    async def _why(self, inode: int) -> bytes:
+        explain = self._volume.explain
+        if explain is None or self._fresh(inode).kind != Kind.FILE:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        document = await trio.to_thread.run_sync(explain, inode, limiter=self._disk_readers)
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
     @handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
@@ -123,6 +137,8 @@ class AttributeOperations(FileOperations):
         if name.startswith((b"system.", b"security.capability")) and not access_lists.is_one(name):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         await self._settle_number(inode)
+        if name == WHY:
+            raise pyfuse3.FUSEError(errno.EPERM)
         if name == CLONE:
             await self._clone(inode, value, ctx)
             return

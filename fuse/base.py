@@ -98,6 +98,7 @@ class Base(pyfuse3.Operations):
         self.open_files = OpenFiles()
         self.orphans: dict[int, float] = {}
         self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
+        self._recalls = trio.CapacityLimiter(volume.config.cold_recalls)
 
     async def commit(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
         """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, cast
 import pyfuse3
 import trio
 
-from stratum import content, tree
-from stratum.descriptors import WouldWait
-from stratum.errors import StratumError
+from stratum import content, evidence, tree
+from stratum.descriptors import WouldRecall, WouldWait
+from stratum.errors import NeedsRestore, StratumError
 from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
 from stratum.log import get_logger
+from stratum.tier_rows import Tier
 from stratum.write_buffer import SPILL_BYTES, truncate_now
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 
 log = get_logger("mount")
+AHEAD_BYTES = 8 * 1024 * 1024
+"""What one request of a remote brings beyond a read that goes on where the last one ended."""
+RESTORE_LOOK_S = 1.0
 
 
 class FileOperations(Base):
@@ -66,12 +70,25 @@ class FileOperations(Base):
             except BaseException:
                 await self._close(handle)
                 raise
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+        # A page that is being read is locked, and invalidation waits for it: a remote must not hold that up.
+        cold = not writable and self._is_cold(inode)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=not cold, direct_io=cold)
+
+    def _is_cold(self, number: int) -> bool:
+        with self._volume.snapshot() as reader:
+            row = evidence.get(reader, number)
+        return row is not None and row.tier == Tier.COLD
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Any contiguous buffer serves; the binding's types say bytes. Only bytes in memory are read in the loop."""
-        state = self.open_files.handles[fh].state
+        handle = self.open_files.handles[fh]
+        state = handle.state
+        if not handle.has_read:
+            handle.has_read = True
+            self._volume.evidence.read(state.number, size)
+        ahead_bytes = AHEAD_BYTES if off == handle.read_end else 0
+        handle.read_end = off + size
         while True:
             with self._volume.reading():
                 with self._volume.snapshot() as reader:
@@ -82,9 +99,7 @@ class FileOperations(Base):
                     pieces = list(content.read_planned(self._volume, plan, off, committed, may_wait=False))
                     break
                 except WouldWait:
-                    pieces = await trio.to_thread.run_sync(
-                        partial(self._read_waiting, plan, off, committed), limiter=self._disk_readers
-                    )
+                    pieces = await self._read_waiting(plan, off, committed, ahead_bytes)
             if self._fresh(state.number).version == inode.version:
                 break  # else what was written meanwhile may have left the buffer for the store
         buffer = state.buffer
@@ -95,8 +110,27 @@ class FileOperations(Base):
         buffer.overlay(off, base)
         return cast("bytes", base)
 
-    def _read_waiting(self, plan: ReadPlan, start: int, stop: int) -> list[bytes | memoryview]:
-        return list(content.read_planned(self._volume, plan, start, stop))
+    async def _read_waiting(self, plan: ReadPlan, start: int, stop: int, ahead_bytes: int) -> list[bytes | memoryview]:
+        """In a thread for disks; what a remote must send is waited for in others, so that it holds up nothing else."""
+
+        def read(*, may_recall: bool) -> list[bytes | memoryview]:
+            return list(
+                content.read_planned(self._volume, plan, start, stop, may_recall=may_recall, ahead_bytes=ahead_bytes)
+            )
+
+        try:
+            return await trio.to_thread.run_sync(partial(read, may_recall=False), limiter=self._disk_readers)
+        except WouldRecall:
+            pass
+        deadline = trio.current_time() + self._volume.config.cold_recall_s_max
+        while True:
+            try:
+                return await trio.to_thread.run_sync(partial(read, may_recall=True), limiter=self._recalls)
+            except NeedsRestore as error:
+                if trio.current_time() >= deadline:
+                    log.warning("read_needs_restore", inode=plan.inode.number, error=error.message)
+                    raise
+            await trio.sleep(RESTORE_LOOK_S)
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

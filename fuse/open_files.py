@@ -66,6 +66,8 @@ class FileState:
 class FileHandle:
     state: FileState
     writable: bool
+    has_read: bool = False
+    read_end: int = 0
 
 
 @dataclass(slots=True)

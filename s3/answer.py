@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stratum.descriptors import WouldRecall
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import ExitStack
+
+    from stratum.content import PlannedRead
 
 
 class Stream:
@@ -20,18 +23,31 @@ class Stream:
     `begin` and `read` block; they run in threads, one at a time. `read` returns nothing at the end.
     """
 
-    def __init__(self, pieces: Iterator[bytes | memoryview], guard: ExitStack) -> None:
+    def __init__(self, pieces: PlannedRead, guard: ExitStack) -> None:
         self._pieces = pieces
         self._guard = guard
         self.first: bytes | memoryview = b""
+        pieces.may_recall = False
 
-    def begin(self) -> None:
-        """Read the first piece. Raises `DataDamaged`; then the stream is closed."""
+    @property
+    def recalls(self) -> bool:
+        """Whether remotes may be waited for: a thread that does is lost to everybody else meanwhile."""
+        return self._pieces.may_recall
+
+    @recalls.setter
+    def recalls(self, value: bool) -> None:
+        self._pieces.may_recall = value
+
+    def begin(self) -> bytes | memoryview:
+        """Read the first piece. Raises what `PlannedRead` does; but for `WouldRecall` the stream is closed then."""
         try:
             self.first = self.read()
+        except WouldRecall:
+            raise
         except BaseException:
             self.close()
             raise
+        return self.first
 
     def read(self) -> bytes | memoryview:
         return next(self._pieces, b"")

@@ -14,10 +14,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from stratum.descriptors import WouldRecall
 from stratum.errors import NotModified, StratumError
 from stratum.identity import Identities
 from stratum.log import get_logger
-from stratum.s3 import bucket_handlers, list_handlers, multipart_handlers, object_read, object_write
+from stratum.s3 import bucket_handlers, list_handlers, multipart_handlers, object_read, object_write, tier_handlers
 from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
 from stratum.s3.connection import UNSENT
@@ -41,9 +42,9 @@ log = get_logger("s3")
 
 # A sub-resource that S3 knows and this table does not is 501; a parameter that S3 does not know is ignored, as S3 does.
 _UNBUILT = frozenset((
-    "accelerate", "analytics", "cors", "encryption", "intelligent-tiering", "inventory", "legal-hold", "lifecycle", "logging", "metadataTable",
+    "accelerate", "analytics", "cors", "encryption", "intelligent-tiering", "inventory", "legal-hold", "logging", "metadataTable",
     "metadataConfiguration", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus", "publicAccessBlock",
-    "renameObject", "replication", "requestPayment", "restore", "retention", "select", "session", "tagging", "torrent", "website", "append",
+    "renameObject", "replication", "requestPayment", "retention", "select", "session", "tagging", "torrent", "website", "append",
 ))  # fmt: skip
 _BUCKET: dict[tuple[str, str], Handler] = {
     ("GET", ""): list_handlers.list_objects,
@@ -55,6 +56,9 @@ _BUCKET: dict[tuple[str, str], Handler] = {
     ("GET", "acl"): bucket_handlers.get_bucket_acl,
     ("PUT", ""): bucket_handlers.create_bucket,
     ("PUT", "acl"): bucket_handlers.put_bucket_acl,
+    ("GET", "lifecycle"): tier_handlers.get_lifecycle,
+    ("PUT", "lifecycle"): tier_handlers.put_lifecycle,
+    ("DELETE", "lifecycle"): tier_handlers.delete_lifecycle,
     ("HEAD", ""): bucket_handlers.head_bucket,
     ("DELETE", ""): bucket_handlers.delete_bucket,
     ("POST", "delete"): object_write.delete_objects,
@@ -68,6 +72,7 @@ _OBJECT: dict[tuple[str, str], Handler] = {
     ("PUT", ""): object_write.put_object,
     ("PUT", "acl"): bucket_handlers.put_object_acl,
     ("PUT", "uploadId"): multipart_handlers.upload_part,
+    ("POST", "restore"): tier_handlers.restore_object,
     ("POST", "uploads"): multipart_handlers.create_upload,
     ("POST", "uploadId"): multipart_handlers.complete_upload,
     ("DELETE", ""): object_write.delete_object,
@@ -81,6 +86,8 @@ _IN_LOOP = frozenset((
 """Called in the loop's thread: they compute, and return an awaitable for what is left where that waits."""
 _WIRE_BYTES_MAX = multipart_handlers.COMPLETE_BYTES_MAX + 65536
 """The longest document, CompleteMultipartUpload's, with room for aws-chunked framing."""
+INTERNAL_BUCKET = "_stratum"
+"""No bucket can have this name: what is ours alone stands below it."""
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE"))
 
 
@@ -103,6 +110,8 @@ def route(request: S3Request) -> tuple[Handler, str]:
         if method == "GET" and not found:
             return list_handlers.list_buckets, "list_buckets"
         raise S3Error("MethodNotAllowed", "the service itself can only be listed", Method=method)
+    if request.bucket == INTERNAL_BUCKET and request.key is not None:
+        return tier_handlers.internal, "internal"
     table = _BUCKET if request.key is None else _OBJECT
     name = found[0] if found else ""
     if request.key is None and method == "GET" and query.get("list-type"):
@@ -174,7 +183,7 @@ class Application:
             answer = await self._answer(exchange, scope)
             if isinstance(answer.body, Stream):
                 # The first piece is read before the status is sent: damage there is an error, not a broken body.
-                await self._waits_here().in_thread(answer.body.begin)
+                await self._next_piece(answer.body, first=True)
         except NotModified as error:
             answer = empty(304, {"ETag": f'"{error.etag}"', "Last-Modified": http_date(error.mtime_ns)})
         except StratumError as error:
@@ -196,6 +205,16 @@ class Application:
             # A disk refused to sync: nothing this process still believes can be trusted. Its supervisor starts another.
             threading.Timer(0.5, os._exit, (70,)).start()
         await self._send(answer, scope, receive, send, exchange)
+
+    async def _next_piece(self, body: Stream, *, first: bool = False) -> bytes | memoryview:
+        """In a thread for disks; bytes that must come from a remote in one of those that wait for nothing else."""
+        waits = self._waits_here()
+        if not body.recalls:
+            try:
+                return await waits.in_thread(body.begin if first else body.read)
+            except WouldRecall:
+                body.recalls = True
+        return await waits.recalling(body.begin if first else body.read)
 
     def _waits_here(self) -> Waits:
         if self._waits is None:
@@ -242,10 +261,9 @@ class Application:
             return
         watcher = asyncio.create_task(_disconnected(receive))
         try:
-            waits = self._waits_here()
             piece = body.first
             while piece:
-                following = waits.in_thread(body.read)
+                following = asyncio.ensure_future(self._next_piece(body))
                 try:
                     await self._send_piece(piece, send, watcher, scope[UNSENT])
                 finally:

@@ -81,14 +81,14 @@ def head_bucket(context: Context) -> Answer:
 
 def delete_bucket(context: Context) -> Answer:
     def commit(tx: MetadataTransaction) -> None:
-        _own(context, context.bucket(tx))
+        require_owner(context, context.bucket(tx))
         buckets.remove(tx, context.request.bucket)
 
     context.volume.mutate(commit, frees=True)
     return empty(204)
 
 
-def _own(context: Context, bucket: BucketRow) -> None:
+def require_owner(context: Context, bucket: BucketRow) -> None:
     if not context.identity.admin and (context.identity.anonymous or context.identity.user_id != bucket.owner):
         raise S3Error("AccessDenied", "access denied")
 

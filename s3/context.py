@@ -9,7 +9,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
-from stratum import buckets, tree
+from stratum import buckets, hints, storage_classes, tree
 from stratum.object_attributes import STORED_HEADERS, USER_METADATA_BYTES_MAX
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
@@ -141,9 +141,6 @@ def refuse_unbuilt(request: S3Request) -> None:
     fields = request.fields
     if not _REFUSED_HEADERS.isdisjoint(fields):
         raise not_implemented(f"the header {next(name for name in fields if name in _REFUSED_HEADERS)}")
-    storage_class = fields.get("x-amz-storage-class")
-    if storage_class and storage_class != "STANDARD":
-        raise not_implemented(f"the storage class {storage_class}")
 
 
 def version_id(context: Context) -> None:
@@ -175,8 +172,23 @@ def canned_acl(context: Context, *, for_object: bool) -> str:
     return acl
 
 
+def storage_class(context: Context) -> str:
+    """The class a request asks for, "" for STANDARD. Raises `S3Error` InvalidStorageClass if there is no such tier here."""
+    wanted = context.header("x-amz-storage-class") or ""
+    if wanted in {"", storage_classes.STANDARD}:
+        return ""
+    with context.volume.snapshot() as reader:
+        if not storage_classes.is_known(context.volume, reader, wanted):
+            raise S3Error(
+                "InvalidStorageClass",
+                f"this server has no tier for the storage class {wanted!r}",
+                StorageClassRequested=wanted,
+            )
+    return wanted
+
+
 def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
-    """Content-Type, the headers S3 stores, and user metadata of a request."""
+    """Content-Type, storage class, the headers S3 stores, and user metadata of a request."""
     request = context.request
     user: dict[str, str] = {}
     size = 0
@@ -192,6 +204,7 @@ def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
             if not _is_header_text(value):
                 raise S3Error("InvalidArgument", f"the header {name} has control characters")
             stored[name] = value
+    hints.check_metadata(user)
     if size > USER_METADATA_BYTES_MAX:
         raise S3Error("MetadataTooLarge", f"the user metadata has {size} bytes; {USER_METADATA_BYTES_MAX} is the most")
     if "content-encoding" in stored:
@@ -209,6 +222,7 @@ def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
         user=user,
         owner=owner,
         acl="" if acl == "private" else acl,
+        storage_class=storage_class(context),
     )
 
 

@@ -17,7 +17,7 @@ from stratum.s3.xml import document, element, escape
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stratum.listing import Listed, Page
+    from stratum.listing import Page
     from stratum.schema import BucketRow
     from stratum.transaction import InodeReader
 
@@ -50,22 +50,26 @@ def _encoder(context: Context) -> Callable[[bytes], str]:
 _MILLISECONDS = [f'{number:03d}Z</LastModified><ETag>"' for number in range(1000)]
 
 
-def _contents(objects: list[Listed], encode: Callable[[bytes], str], owner: str, tag: str = "Contents") -> str:
+def _contents(page: Page, encode: Callable[[bytes], str], owner: str, tag: str = "Contents") -> str:
     """The hot loop of listing: one format a key, and one check for the whole page whether anything needs escaping."""
+    objects, classes = page.objects, page.classes
     needs_nothing = _PLAIN if encode is _escaped else _URL_SAFE
     if needs_nothing.fullmatch(b"".join([row[0] for row in objects])):
         encode = bytes.decode
     head = f"<{tag}><Key>"
     version = "<VersionId>null</VersionId><IsLatest>true</IsLatest>" if tag == "Version" else ""
     middle = f"</Key>{version}<LastModified>"
-    tail = f"</Size>{owner}<StorageClass>STANDARD</StorageClass></{tag}>"
+    before, after = f"</Size>{owner}<StorageClass>", f"</StorageClass></{tag}>"
+    tail = f"{before}STANDARD{after}"
     seconds, milliseconds = _seconds, _MILLISECONDS
     lines: list[str] = []
     add = lines.append
     for key, size, mtime_ns, etag in objects:
         second, rest = divmod(mtime_ns, 1_000_000_000)
         moment = seconds.get(second) or _second(second)
-        add(f'{head}{encode(key)}{middle}{moment}{milliseconds[rest // 1_000_000]}{etag}"</ETag><Size>{size}{tail}')
+        add(
+            f'{head}{encode(key)}{middle}{moment}{milliseconds[rest // 1_000_000]}{etag}"</ETag><Size>{size}{tail if key not in classes else before + classes[key] + after}'
+        )
     return "".join(lines)
 
 
@@ -96,7 +100,7 @@ def list_objects(context: Context) -> Answer:
         document(
             "ListBucketResult", element("Name", context.request.bucket), f"<Prefix>{encode(prefix)}</Prefix><Marker>{encode(marker)}</Marker>", following,
             f"<Delimiter>{encode(delimiter)}</Delimiter>" if delimiter else "", element("EncodingType", context.query.get("encoding-type")),
-            element("MaxKeys", count_max), element("IsTruncated", page.truncated), _contents(page.objects, encode, owner), _prefixes(page, encode),
+            element("MaxKeys", count_max), element("IsTruncated", page.truncated), _contents(page, encode, owner), _prefixes(page, encode),
         )
     )  # fmt: skip
 
@@ -143,7 +147,7 @@ def list_objects_v2(context: Context) -> Answer:
             element("NextContinuationToken", encode_token(page.last) if page.truncated else None),
             element("KeyCount", len(page.objects) + len(page.prefixes)), element("MaxKeys", count_max),
             f"<Delimiter>{encode(delimiter)}</Delimiter>" if delimiter else "", element("EncodingType", query.get("encoding-type")),
-            element("IsTruncated", page.truncated), _contents(page.objects, encode, owner), _prefixes(page, encode),
+            element("IsTruncated", page.truncated), _contents(page, encode, owner), _prefixes(page, encode),
         )
     )  # fmt: skip
 
@@ -157,7 +161,7 @@ def list_versions(context: Context) -> Answer:
         bucket = _bucket(context, reader)
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=marker, limit=count_max)
         owner = owner_element(context, reader, bucket.owner)
-    versions = _contents(page.objects, encode, owner, "Version")
+    versions = _contents(page, encode, owner, "Version")
     following = (
         f"<NextKeyMarker>{encode(page.last)}</NextKeyMarker><NextVersionIdMarker>null</NextVersionIdMarker>"
         if page.truncated

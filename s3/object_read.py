@@ -6,10 +6,10 @@ import mimetypes
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from stratum import content, objects
+from stratum import content, objects, storage_classes
 from stratum.errors import NoSuchKey
 from stratum.preconditions import check_read
-from stratum.s3 import access, ranges
+from stratum.s3 import access, ranges, tier_handlers
 from stratum.s3.answer import Answer, Stream, xml
 from stratum.s3.context import (
     Context,
@@ -94,8 +94,11 @@ def _if_range_holds(context: Context, state: ObjectState) -> bool:
     return wanted is None or wanted.strip('"') == state.etag or wanted == http_date(state.inode.mtime_ns)
 
 
-def _answer(context: Context, state: ObjectState, start: int, stop: int, status: int) -> Answer:
+def _answer(
+    context: Context, state: ObjectState, start: int, stop: int, status: int, more: list[tuple[str, str]]
+) -> Answer:
     headers = object_headers(state.inode, state.metadata, state.etag, content_type_of(context, state))
+    headers += more
     headers.append(("Content-Length", str(stop - start)))
     if status == 206:
         headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{state.size}"))
@@ -123,19 +126,21 @@ def _override(context: Context, headers: list[tuple[str, str]]) -> None:
 
 def head_object(context: Context) -> Answer:
     with context.snapshot() as reader:
-        _, state = find(context, reader)
-    return _answer(context, state, *_extent(context, state))
+        bucket, state = find(context, reader)
+        more = tier_handlers.headers(context, reader, bucket, state)
+    return _answer(context, state, *_extent(context, state), more)
 
 
 def get_object(context: Context) -> Answer:
     """One committed state from the first byte to the last, whatever anybody writes meanwhile."""
     volume = context.volume
     with context.snapshot() as reader:
-        _, state = find(context, reader)
+        bucket, state = find(context, reader)
         if state.inode.flags & Inode.INLINE or state.size == 0:
             start, stop, status = _extent(context, state)
             plan = objects.plan(reader, state, start, stop)
-            answer = _answer(context, state, start, stop, status)
+            more = tier_handlers.headers(context, reader, bucket, state)
+            answer = _answer(context, state, start, stop, status, more)
             pieces = content.read_planned(volume, plan, start, stop)
             if stop - start <= content.READ_BYTES:
                 answer.body = b"".join(pieces)
@@ -145,10 +150,12 @@ def get_object(context: Context) -> Answer:
     with ExitStack() as stack:
         stack.enter_context(volume.reading())
         with volume.snapshot() as reader:
-            _, state = find(context, reader)
+            bucket, state = find(context, reader)
             start, stop, status = _extent(context, state)
             plan = objects.plan(reader, state, start, stop)
-        answer = _answer(context, state, start, stop, status)
+            more = tier_handlers.headers(context, reader, bucket, state)
+        answer = _answer(context, state, start, stop, status, more)
+        volume.evidence.read(state.inode.number, stop - start, begins=start == 0)
         answer.body = Stream(content.read_planned(volume, plan, start, stop), stack.pop_all())
     return answer
 
@@ -167,6 +174,7 @@ def get_object_attributes(context: Context) -> Answer:
         )
     with context.snapshot() as reader:
         _, state = find(context, reader)
+        storage_class = storage_classes.of(reader, state.inode, state.metadata)
     metadata = state.metadata
     parts: list[str] = []
     if "ETag" in wanted:
@@ -177,7 +185,7 @@ def get_object_attributes(context: Context) -> Answer:
     if "ObjectParts" in wanted and metadata.part_sizes:
         parts.append(_parts(context, state))
     if "StorageClass" in wanted:
-        parts.append(element("StorageClass", "STANDARD"))
+        parts.append(element("StorageClass", storage_class))
     if "ObjectSize" in wanted:
         parts.append(element("ObjectSize", state.size))
     return xml(

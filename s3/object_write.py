@@ -25,6 +25,7 @@ from stratum.s3.context import (
     iso_date,
     object_metadata,
     refuse_unbuilt,
+    storage_class,
     version_id,
     )  # fmt: skip
 from stratum.s3.errors import S3Error, code_of
@@ -203,14 +204,16 @@ def copy_object(context: Context) -> Answer:
             f"the directive {directive!r} is neither COPY nor REPLACE",
             ArgumentName="x-amz-metadata-directive",
         )
-    if (source_bucket, source_key) == (context.request.bucket, context.key) and directive == "COPY":
+    itself = (source_bucket, source_key) == (context.request.bucket, context.key)
+    if itself and directive == "COPY" and context.header("x-amz-storage-class") is None:
         raise S3Error(
             "InvalidRequest",
-            "an object is copied to itself only to change its metadata; send x-amz-metadata-directive: REPLACE",
+            "an object is copied to itself only to change its metadata or storage class; send x-amz-metadata-directive: REPLACE",
         )
     owner = context.identity.user_id or bucket.owner
     acl = canned_acl(context, for_object=True)
     stored_acl = "" if acl == "private" else acl
+    wanted_class = storage_class(context)
     algorithm = checksum_algorithm(context)
     while True:
         with context.volume.reading():
@@ -222,6 +225,7 @@ def copy_object(context: Context) -> Answer:
         request = objects.CopyRequest(
             source_bucket, source_key, context.request.bucket, context.key,
             metadata=object_metadata(context, owner, acl) if directive == "REPLACE" else None, owner=owner, acl=stored_acl,
+            storage_class=wanted_class,
             source_conditions=conditions(context, "x-amz-copy-source-"), conditions=conditions(context), checksums=sums,
             expected_source=(state.inode.number, state.inode.version),
         )  # fmt: skip

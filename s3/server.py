@@ -23,15 +23,26 @@ if TYPE_CHECKING:
 GRACE_S = 15.0
 LOOK_S = 0.1
 BACKLOG = 1024
-_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+_KEPT_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "CREDENTIALS_DIRECTORY",
+)
 
 
 def _environment() -> dict[str, str]:
-    """What a worker does not know it cannot give away."""
+    """What a worker does not know it cannot give away. It reads from remotes, so it knows how to open them."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT_VARIABLES or name.startswith(("STRATUM_", "COVERAGE_"))
+        if name in _KEPT_VARIABLES or name.startswith(("STRATUM_", "COVERAGE_", "AWS_"))
     }
 
 

@@ -31,6 +31,7 @@ class Waits:
         self._volume = volume
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
+        self._recalls = ThreadPoolExecutor(volume.config.cold_recalls, thread_name_prefix="recall")
         self._outcomes: deque[tuple[asyncio.Future[Any], Mutation[Any]]] = deque()
         self._woken = False
         self.uploads = 0
@@ -63,6 +64,10 @@ class Waits:
     def in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """Start `function` in a thread that may block; await the result."""
         return self._loop.run_in_executor(self._pool, function, *arguments)
+
+    def recalling(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        """The same where it waits for a remote, which may take long."""
+        return self._loop.run_in_executor(self._recalls, function, *arguments)
 
     def computed(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         """The same in turns with the other computing threads; `waiting()` inside lets them go on."""

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, mount_names, objects, tree
+from stratum import access_lists, buckets, content, evidence, mount_names, objects, tree
 from stratum.errors import AccessRefused, Exists, InvalidArgument, InvalidBucketName, NotADirectory, NotFound
 from stratum.files import check_new_name
 from stratum.paths import components
@@ -219,8 +219,9 @@ class _Builder:
         def share(pieces: list[Slice]) -> Step:
             def step(tx: MetadataTransaction) -> None:
                 for piece in pieces:
-                    tx.put_slice(number, piece)
+                    tx.put_slice(number, piece, moved=True)
                     tx.reference_extent(piece.extent, 1)
+                evidence.shared(tx, number, old)
 
             return step
 

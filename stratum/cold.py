@@ -57,6 +57,7 @@ MARKER = "stratum-instance.json"
 MARKER_S = 5.0
 MULTIPART_BYTES_MIN = 2 * PART_BYTES
 KEY_BYTES = 32
+OBJECT_BYTES_MIN = 128 * 1024
 _FOOTER = struct.Struct(">8sQQ16s")
 _MAGIC = b"STRPACK1"
 
@@ -191,7 +192,7 @@ def footer(data_bytes: int, manifest: bytes) -> bytes:
 
 
 def read_manifest(backend: Backend, key: str, size: int) -> tuple[dict[str, Any], int]:
-    """(what an object says it holds, length of its pack). Raises `RemoteDamaged` or `RemoteError`."""
+    """(what an object says it holds, where that begins). Raises `RemoteDamaged` or `RemoteError`."""
     tail_bytes = min(size, 256 * 1024)
     tail = b"".join(backend.get(key, size - tail_bytes, size).pieces)
     if len(tail) < _FOOTER.size:
@@ -285,7 +286,9 @@ class ColdStore:
         """
         config, remote = self.remote(row.remote)
         packed = zlib.compress(json.dumps(manifest, separators=(",", ":")).encode())
-        whole = b"".join((data, packed, footer(len(data), packed)))
+        # A store bills and handles a small object like one of 128 KiB, so it may as well be one.
+        padding = bytes(max(OBJECT_BYTES_MIN - len(data) - len(packed) - _FOOTER.size, 0))
+        whole = b"".join((data, padding, packed, footer(len(data) + len(padding), packed)))
         metadata = {"stratum-pack": "1", "stratum-bytes": str(len(data)), "stratum-sha256": row.digest}
         try:
             self.check_marker(row.remote)

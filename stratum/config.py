@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum.erasure import parse_code
 from stratum.errors import ConfigInvalid
+from stratum.tier_rows import READS_REMEMBERED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +88,12 @@ SETTINGS = (
     ),
     Setting("tiering", "promote_reads", 3, "so many reads within promote_window_s bring a file back to the hot tier"),
     Setting("tiering", "promote_window_s", 86400.0, "see promote_reads"),
-    Setting("tiering", "residence_s_min", 3600.0, "how long a file stays where it was moved, unless a disk fills"),
+    Setting(
+        "tiering",
+        "residence_s_min",
+        3600.0,
+        "how long a file that came back to the hot tier stays there, unless a disk fills",
+    ),
     Setting("tiering", "interval_s", 2.0, "how often disks are measured and due work is looked for"),
     Setting("tiering", "moved_bytes_per_s_max", 0, "bandwidth of background moves; 0: no limit"),
     Setting("cold", "recall_s_max", 30.0, "how long a read waits for a remote before it fails"),
@@ -249,6 +255,8 @@ def parse(text: str, where: str) -> Config:
         raise ConfigInvalid(
             f"{where}: tiering.low_percent, high_percent and emergency_percent must rise, between 0 and 100; they are {marks}"
         )
+    if config.tiering_promote_reads > READS_REMEMBERED:
+        raise ConfigInvalid(f"{where}: tiering.promote_reads is at most {READS_REMEMBERED}")
     if config.volume_ec:
         try:
             parse_code(config.volume_ec)

@@ -89,13 +89,16 @@ def share(
         assert at == 0, "inline content starts a file"
         put_inline(tx, target, get_inline(tx, source.number)[start:stop])
     else:
-        for piece in tx.slices(source.number, start, stop):
+        pieces = tx.slices(source.number, start, stop)
+        for piece in pieces:
             first, last = max(piece.file_offset, start), min(piece.end, stop)
-            tx.put_slice(
-                target.number,
-                Slice(at + first - start, last - first, piece.extent, piece.extent_offset + first - piece.file_offset),
+            shown = Slice(
+                at + first - start, last - first, piece.extent, piece.extent_offset + first - piece.file_offset
             )
+            tx.put_slice(target.number, shown, moved=True)
             tx.reference_extent(piece.extent, 1)
+        if pieces:
+            evidence.shared(tx, target.number, source.number)
     set_size(tx, target, max(target.size, at + stop - start))
 
 

@@ -1,6 +1,7 @@
 """How files are used: the evidence that tiering decides by.
 
-A read is one GET, or one open of the mount that reads. HEAD, LIST, stat, readdir, scrub and our own moves are none. Writes are
+A read is a GET that begins at the first byte, an open of the mount that reads, or a GET of a later range when nothing was read
+for EPISODE_S: a client that fetches an object in eight parts at once has read it once. HEAD, LIST, stat, readdir, scrub and our own moves are none. Writes are
 recorded in the transaction that commits them, so that every file with extents has a row; reads are collected in each process
 and written together.
 
@@ -13,14 +14,16 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stratum.errors import StratumError
 from stratum.log import get_logger
 from stratum.schema import key_u64, prefix_range
-from stratum.tier_rows import AccessRow, Tier
+from stratum.tier_rows import AccessRow, MoveRow, Tier
 
 if TYPE_CHECKING:
+    from stratum.config import Config
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -28,6 +31,9 @@ log = get_logger("evidence")
 FLUSH_S = 1.0
 FILES_MAX = 65536
 BATCH_FILES = 256
+MOMENTS_MAX = 64
+"""Of one file between two writes: beyond that more reads say nothing new."""
+EPISODE_S = 60
 DAY_S = 86400.0
 HALF_LIFE_FAST_S = DAY_S
 HALF_LIFE_SLOW_S = 7 * DAY_S
@@ -58,6 +64,19 @@ def wrote(tx: MetadataTransaction, inode: int) -> None:
         put(tx, inode, row, before)
 
 
+def shared(tx: MetadataTransaction, target: int, source: int) -> None:
+    """`target` shows bytes of `source` now, wherever they lie."""
+    before, origin = get(tx, target), get(tx, source)
+    now_s = tx.now_ns // 1_000_000_000
+    tier = Tier(origin.tier) if origin is not None else Tier.HOT
+    if before is None:
+        put(tx, target, AccessRow(tier, now_s, now_s, last_write_s=now_s), None)
+    else:
+        row = AccessRow.unpack(before.pack())
+        row.tier, row.last_write_s, row.last_access_s = min(before.tier, tier), now_s, max(now_s, before.last_access_s)
+        put(tx, target, row, before)
+
+
 def set_tier(tx: MetadataTransaction, inode: int, tier: Tier) -> None:
     """The file's hottest bytes lie in `tier` now."""
     before = get(tx, inode)
@@ -78,22 +97,44 @@ def forget(tx: MetadataTransaction, inode: int) -> None:
             tx.delete(key)
 
 
-def add_reads(row: AccessRow, moments_s: list[int], size: int) -> None:
+def add_reads(row: AccessRow, collected: Collected) -> None:
     """Reads that were collected, oldest first."""
-    for moment_s in moments_s:
+    counted = []
+    for moment_s, begins in collected.moments:
+        if not begins and moment_s - row.last_read_s < EPISODE_S:
+            row.last_access_s = max(row.last_access_s, moment_s)
+            continue
+        counted.append(moment_s)
         past_s = max(moment_s - row.last_read_s, 0)
         row.average_fast = row.average_fast * 0.5 ** (past_s / HALF_LIFE_FAST_S) + 1
         row.average_slow = row.average_slow * 0.5 ** (past_s / HALF_LIFE_SLOW_S) + 1
         row.last_read_s = max(moment_s, row.last_read_s)
-    row.reads += len(moments_s)
-    row.read_bytes += size
+    row.reads += len(counted)
+    row.read_bytes += collected.size
     row.last_access_s = max(row.last_access_s, row.last_read_s)
-    row.recent_reads = (*row.recent_reads, *moments_s)[-len(row.recent_reads) :]
+    row.recent_reads = (*row.recent_reads, *counted)[-len(row.recent_reads) :]
+
+
+@dataclass(slots=True)
+class Collected:
+    """Reads of one file: (second, whether it begins one) of the first of them, and bytes of all."""
+
+    moments: list[tuple[int, bool]] = field(default_factory=list)
+    size: int = 0
 
 
 def reads_since(row: AccessRow, moment_s: float) -> int:
     """How many of the remembered reads came after `moment_s`."""
     return sum(1 for read_s in row.recent_reads if read_s >= moment_s and read_s)
+
+
+def _ask_to_return(tx: MetadataTransaction, inode: int, row: AccessRow, config: Config) -> None:
+    """A file that is read often and is not hot is looked at: the policy decides."""
+    if row.tier == Tier.HOT or tx.get(key_u64(b"m", inode)) is not None:
+        return
+    since_s = max(row.last_access_s - config.tiering_promote_window_s, row.moved_s)
+    if reads_since(row, since_s) >= min(config.tiering_promote_reads, len(row.recent_reads)):
+        tx.put(key_u64(b"m", inode), MoveRow(0, "repeated reads", tx.now_ns).encode())
 
 
 class Recorder:
@@ -103,17 +144,20 @@ class Recorder:
         self._volume = volume
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._reads: dict[int, tuple[list[int], list[int]]] = {}
+        self._reads: dict[int, Collected] = {}
         self._thread: threading.Thread | None = None
         self._ending = False
 
-    def read(self, inode: int, size: int) -> None:
+    def read(self, inode: int, size: int, *, begins: bool = True) -> None:
         """O(1), and waits for nothing."""
         now_s = int(time.time())
         with self._lock:
-            moments_s, sizes = self._reads.setdefault(inode, ([], [0]))
-            sizes[0] += size
-            moments_s.append(now_s)
+            collected = self._reads.get(inode)
+            if collected is None:
+                collected = self._reads[inode] = Collected()
+            collected.size += size
+            if len(collected.moments) < MOMENTS_MAX:
+                collected.moments.append((now_s, begins))
             if len(self._reads) >= FILES_MAX:
                 self._wake.set()
             if self._thread is None and not self._ending:
@@ -137,13 +181,14 @@ class Recorder:
         for at in range(0, len(items), BATCH_FILES):
             batch = items[at : at + BATCH_FILES]
 
-            def apply(tx: MetadataTransaction, batch: list[tuple[int, tuple[list[int], list[int]]]] = batch) -> None:
-                for inode, (moments_s, sizes) in batch:
+            def apply(tx: MetadataTransaction, batch: list[tuple[int, Collected]] = batch) -> None:
+                for inode, collected in batch:
                     before = get(tx, inode)
                     if before is not None:  # inline files have none: they stay where they are
                         row = AccessRow.unpack(before.pack())
-                        add_reads(row, moments_s, sizes[0])
+                        add_reads(row, collected)
                         put(tx, inode, row, before)
+                        _ask_to_return(tx, inode, row, self._volume.config)
 
             self._volume.mutate(apply, frees=True)
 

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, mount_names, object_attributes, tree
+from stratum import access_lists, buckets, content, hints, mount_names, object_attributes, tree
 from stratum.errors import (
     CrossDevice,
     DirectoryNotEmpty,
@@ -448,6 +448,9 @@ def set_attribute(
         access_lists.set_list(tx, number, name, value, keeps_set_gid=keeps_set_gid)
         return
     inode = tx.inode(number)
+    if name in hints.ATTRIBUTES:
+        hints.check(name.removeprefix(b"user.").replace(b".", b"-").decode(), value.decode("latin-1"))
+        hints.changed(tx, inode)
     tx.put(key_u64(b"Y", number) + name, value)
     inode.ctime_ns = tx.now_ns
     tx.dirty(inode)
@@ -464,6 +467,8 @@ def remove_attribute(tx: MetadataTransaction, number: int, name: bytes) -> None:
         return
     get_attribute(tx, number, name)
     inode = tx.inode(number)
+    if name in hints.ATTRIBUTES:
+        hints.changed(tx, inode)
     tx.delete(key_u64(b"Y", number) + name)
     inode.ctime_ns = tx.now_ns
     tx.dirty(inode)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stratum import content, longkeys
+from stratum import content, longkeys, storage_classes
 from stratum.kv.contract import prefix_end
 from stratum.schema import LISTED_STRUCT, Inode, etag_text, key_u64, pack_u64
 
@@ -31,6 +31,8 @@ class Page:
     prefixes: list[bytes] = field(default_factory=list)
     truncated: bool = False
     last: bytes = b""
+    classes: dict[bytes, str] = field(default_factory=dict)
+    """Storage classes of the objects that are not STANDARD."""
 
 
 Row = tuple[bytes, bytes]
@@ -71,6 +73,8 @@ def list_page(
             if resume is not None or page.truncated:
                 break
     page.objects = _load(reader, rows)
+    if rows and reader.first_rows(b"b\x02", b"c", 1):
+        page.classes = _classes(reader, rows)
     return page
 
 
@@ -119,6 +123,18 @@ def _load(reader: InodeReader, rows: list[Row]) -> list[Listed]:
             size, etag, parts = 0, content.EMPTY_MD5, 0
         text = etag.hex() if parts == 0 else etag_text(int.from_bytes(number[1:], "big"), version, etag, parts)
         found.append((key, size, mtime_ns, text))
+    return found
+
+
+def _classes(reader: InodeReader, rows: list[Row]) -> dict[bytes, str]:
+    """One row for each object, and three more for each that is not hot."""
+    used = reader.get_many([b"a" + raw[:8] for _, raw in rows])
+    found: dict[bytes, str] = {}
+    for key, raw in rows:
+        if b"a" + raw[:8] in used:
+            name = storage_classes.of(reader, reader.inode(int.from_bytes(raw[:8], "big")))
+            if name != storage_classes.STANDARD:
+                found[key] = name
     return found
 
 

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import buckets, checksums, content, longkeys, tree
+from stratum import buckets, checksums, content, evidence, longkeys, tree
 from stratum.errors import (
     ChecksumMismatch,
     EntityTooSmall,
@@ -232,9 +232,9 @@ def complete(tx: MetadataTransaction, request: CompleteRequest) -> tuple[Inode, 
             source = tx.inode(part.inode)
             for piece in tx.slices(part.inode):
                 tx.delete(key_u64_u64(b"S", part.inode, piece.file_offset))
-                tx.put_slice(
-                    inode.number, Slice(at + piece.file_offset, piece.length, piece.extent, piece.extent_offset)
-                )
+                shown = Slice(at + piece.file_offset, piece.length, piece.extent, piece.extent_offset)
+                tx.put_slice(inode.number, shown, moved=True)
+                evidence.shared(tx, inode.number, part.inode)
             if source.flags & Inode.INLINE:
                 assert len(chosen) == 1, "a part beside others is never inline"
                 content.put_inline(tx, inode, content.get_inline(tx, part.inode))

@@ -15,7 +15,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stratum import objects
+from stratum import hints, objects, storage_classes
 from stratum.errors import InvalidArgument, NoSpace, NoSuchAttribute, NotPermitted
 from stratum.schema import Kind, ObjectMetadata
 
@@ -46,7 +46,7 @@ def get(reader: InodeReader, number: int, name: bytes) -> bytes:
         if what == "etag":
             found = inode.etag_text
         elif what == "storage-class":
-            found = "STANDARD"
+            found = storage_classes.of(reader, inode, metadata)
         elif what == "content-type":
             found = metadata.content_type or None
         elif what.startswith(_META):
@@ -91,6 +91,8 @@ def _change(tx: MetadataTransaction, number: int, name: bytes, value: str | None
     if what == "content-type":
         changed = replace(metadata, content_type=value or "")
     elif what.startswith(_META):
+        if value is not None:
+            hints.check(_user_name(what), value)
         changed = replace(metadata, user=_with(metadata.user, _user_name(what), value))
         if sum(len(key) + len(text) for key, text in changed.user.items()) > USER_METADATA_BYTES_MAX:
             raise NoSpace(f"the user metadata of an object has at most {USER_METADATA_BYTES_MAX} bytes; remove some")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, tree
+from stratum import access_lists, buckets, content, hints, tree
 from stratum.errors import NoSuchKey, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions, check_copy_source, check_read, check_write
 from stratum.schema import ETAG_PARTS_VERSIONED, Dentry, Inode, Kind, ObjectMetadata, key_u64
@@ -58,6 +58,7 @@ def metadata_of(reader: InodeReader, inode: Inode) -> ObjectMetadata:
 
 
 def set_metadata(tx: MetadataTransaction, inode: Inode, metadata: ObjectMetadata) -> None:
+    hints.metadata_set(tx, inode, metadata)
     if metadata == NO_METADATA:
         if inode.flags & Inode.HAS_METADATA:
             tx.delete(key_u64(b"M", inode.number))
@@ -185,6 +186,7 @@ class CopyRequest:
     metadata: ObjectMetadata | None
     owner: str
     acl: str
+    storage_class: str = ""
     source_conditions: Conditions = NO_CONDITIONS
     conditions: Conditions = NO_CONDITIONS
     checksums: dict[str, str] | None = None
@@ -206,7 +208,7 @@ def copy(tx: MetadataTransaction, request: CopyRequest) -> Inode:
     before = metadata_of(tx, source)
     metadata = before if request.metadata is None else request.metadata
     metadata = replace(
-        metadata, owner=request.owner, acl=request.acl,
+        metadata, owner=request.owner, acl=request.acl, storage_class=request.storage_class,
         checksums=before.checksums if request.checksums is None else request.checksums,
         checksum_type=before.checksum_type if request.checksums is None else "FULL_OBJECT",
         part_sizes=before.part_sizes, part_checksums=before.part_checksums if request.checksums is None else [],
@@ -215,6 +217,7 @@ def copy(tx: MetadataTransaction, request: CopyRequest) -> Inode:
     def fill(inode: Inode) -> None:
         if source.kind == Kind.FILE:
             content.share(tx, source, inode)
+            hints.bring_back(tx, inode, request.storage_class)
         if source.kind == Kind.DIRECTORY:
             inode.etag, inode.etag_parts = content.EMPTY_MD5, 0
         else:

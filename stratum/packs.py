@@ -12,7 +12,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stratum.errors import NotFound
 from stratum.schema import (
@@ -211,7 +211,7 @@ def forget_pack(tx: MetadataTransaction, number: int) -> None:
     tx.delete(key_u64(b"h", number))
 
 
-def setting(reader: InodeReader, name: str) -> dict[str, object]:
+def setting(reader: InodeReader, name: str) -> dict[str, Any]:
     raw = reader.get(b"g" + name.encode())
     return {} if raw is None else unpack_json(raw)
 

@@ -346,7 +346,10 @@ class UserRow:
 
 @dataclass(slots=True, frozen=True)
 class ObjectMetadata:
-    """What S3 keeps about an object beside its bytes. `checksums` maps an algorithm to its base64 value."""
+    """What S3 keeps about an object beside its bytes. `checksums` maps an algorithm to its base64 value.
+
+    `storage_class` is the one that the object was put with, or that a lifecycle rule gave it, unless that is STANDARD.
+    """
 
     content_type: str = ""
     headers: dict[str, str] = field(default_factory=dict)
@@ -358,6 +361,7 @@ class ObjectMetadata:
     owner: str = ""
     acl: str = ""
     upload_id: str = ""
+    storage_class: str = ""
 
     def pack(self) -> bytes:
         names = {
@@ -371,6 +375,7 @@ class ObjectMetadata:
             "owner": "o",
             "acl": "a",
             "upload_id": "i",
+            "storage_class": "k",
         }
         return pack_json({short: value for name, short in names.items() if (value := getattr(self, name))})
 
@@ -378,7 +383,7 @@ class ObjectMetadata:
     def unpack(cls, raw: bytes) -> ObjectMetadata:
         row = unpack_json(raw)
         return cls(
-            row.get("t", ""), row.get("h", {}), row.get("u", {}), row.get("c", {}), row.get("y", ""), row.get("p", []), row.get("q", []), row.get("o", ""), row.get("a", ""), row.get("i", "")
+            row.get("t", ""), row.get("h", {}), row.get("u", {}), row.get("c", {}), row.get("y", ""), row.get("p", []), row.get("q", []), row.get("o", ""), row.get("a", ""), row.get("i", ""), row.get("k", "")
         )  # fmt: skip
 
 

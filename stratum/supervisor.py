@@ -40,7 +40,7 @@ def serve(root: Path, announce: Callable[[dict[str, Any]], None]) -> int:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    roles = ["s3", "mount"] if config.mount_path else ["s3"]
+    roles = ["s3", "tierd", "mount"] if config.mount_path else ["s3", "tierd"]
     parts = [KeptProcess(role, ["-m", "stratum.cli.main", role, str(root), "--supervised"]) for role in roles]
     with Volume(root, "supervisor") as volume:
         housekeeper = Housekeeper(volume)
@@ -80,7 +80,7 @@ def _wait_ready(
     ending: threading.Event,
 ) -> None:
     deadline = time.monotonic() + START_S_MAX
-    waiting = {part.role for part in parts}
+    waiting = {part.role for part in parts} - {"tierd"}
     while waiting and not ending.is_set():
         if "s3" in waiting and endpoint_answers(config):
             waiting.discard("s3")

@@ -189,3 +189,20 @@ class MoveRow:
     @classmethod
     def decode(cls, raw: bytes) -> MoveRow:
         return cls(**unpack_json(raw))
+
+
+@dataclass(slots=True)
+class RestoreRow:
+    """A temporary copy in the hot tier. `state`: "ongoing" or "ready"; `days` 0: for good."""
+
+    state: str
+    days: int
+    asked_s: int
+    expires_s: int = 0
+
+    def encode(self) -> bytes:
+        return pack_json(asdict(self))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> RestoreRow:
+        return cls(**unpack_json(raw))

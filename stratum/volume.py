@@ -200,6 +200,8 @@ class Volume:
         self.cold = ColdStore(self)
         self.noted = Noted()
         self.evidence = Recorder(self)
+        self.explain: Callable[[int], dict[str, Any]] | None = None
+        """Why a file is where it is; set by who knows the policy."""
         self._acknowledger = Acknowledger(self)
         self._space_checked_s = 0.0
         self._space_ok = True

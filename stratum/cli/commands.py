@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, clones, paths, volume
 from stratum import log as logs
 from stratum.config import CONFIG_NAME, load, parse_listen
+from stratum.erasure import parse_code
 from stratum.errors import InvalidArgument
 from stratum.identity import Identities
+from stratum.tiering.explain import explain_inode
 from stratum.volume import Volume
+from stratum.warm import same_devices
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -69,9 +74,15 @@ def init(options: Namespace) -> int:
         changed["mount.path"] = str(mountpoint)
     if options.hot:
         changed["volume.hot"] = [str(hot.absolute()) for hot in options.hot]
+    warm_paths = [path.absolute() for path in options.warm or ()]
+    changed["volume.ec"] = _ec(options.ec, warm_paths)
     volume.create(root, changed)
     with Volume(root, "init") as opened:
         _, access_key, secret_key = Identities(opened).add_user("admin", admin=True)
+        for path in warm_paths:
+            opened.warm.add(path)
+    for first, second in same_devices(warm_paths):
+        print(f"WARNING: {first} and {second} lie on one device: if it fails, both are lost", file=sys.stderr)
     config = load(root)
     document = {
         "volume": str(root), "config": str(root / CONFIG_NAME), "endpoint": config.endpoint, "admin": f"http://{config.admin_listen}",
@@ -82,6 +93,24 @@ def init(options: Namespace) -> int:
         f"mount       {config.mount_path or '(none)'}\nnext: stratum serve {root}"
     )
     return _print(options, document, text)
+
+
+def _ec(text: str | None, paths: list[Path]) -> str:
+    """The code of the warm tier, checked before anything is made. Raises `InvalidArgument`."""
+    if bool(text) != bool(paths):
+        raise InvalidArgument("--warm and --ec go together; give K+M folders with --warm, or neither")
+    if not text:
+        return ""
+    try:
+        k, m = parse_code(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--ec: {error}") from error
+    if len(set(paths)) != len(paths) or len(paths) < k + m:
+        raise InvalidArgument(f"{text} wants {k + m} different folders; {len(set(paths))} were given with --warm")
+    for path in paths:
+        if path.exists() and any(name.name != "lost+found" for name in path.iterdir()):
+            raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty")
+    return text
 
 
 def _set_up_logs(options: Namespace) -> None:
@@ -139,6 +168,7 @@ def mount(options: Namespace) -> int:
             )
 
     with Volume(options.volume, "mount") as opened:
+        opened.explain = partial(explain_inode, opened)
         housekeeper = None if options.supervised else Housekeeper(opened)
         try:
             bucket = options.bucket or ("" if options.directory else config.mount_bucket)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import __version__
-from stratum.cli import commands
+from stratum.cli import commands, tier_commands
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
 from stratum.errors import StratumError
 
@@ -43,6 +43,80 @@ def _volume_argument(parser: argparse.ArgumentParser, *, default: bool) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def _remote_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--endpoint", metavar="URL", help="of the S3 service; without it AWS")
+    made.add_argument("--bucket", metavar="B")
+    made.add_argument("--directory", metavar="DIR", type=Path, help="a directory instead of a bucket")
+    made.add_argument("--prefix", metavar="P", default="", help="below which everything lies")
+    made.add_argument("--region", metavar="R", default="")
+    made.add_argument(
+        "--credentials",
+        metavar="FILE",
+        type=Path,
+        help="access_key and secret_key; only its owner may read it (else: the AWS chain)",
+    )
+    made.add_argument(
+        "--encryption-key",
+        metavar="FILE",
+        type=Path,
+        help="64 hexadecimal digits; everything is encrypted with it before it leaves",
+    )
+
+
+def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
+    made = command(sub, "explain", "why an object is where it is, and what would move it", tier_commands.explain)
+    made.add_argument("key", metavar="BUCKET/KEY")
+    tiers = group("tier", "move data between the tiers")
+    command(tiers, "status", "what lies where, and what waits", tier_commands.tier_status)
+    made = command(tiers, "plan", "what would move if nothing were used", tier_commands.tier_plan)
+    made.add_argument("--horizon", metavar="TIME", default="24h", help="like 90m, 24h or 30d (24h)")
+    made = command(tiers, "move", "bring an object to a tier", tier_commands.tier_move)
+    made.add_argument("key", metavar="BUCKET/KEY")
+    made.add_argument("tier", choices=("hot", "warm", "cold"))
+    made.add_argument(
+        "--wait", action="store_true", help="return when it is there and its source is freed; exit 1 if it cannot"
+    )
+    made = command(tiers, "drain", "empty a tier", tier_commands.tier_drain)
+    made.add_argument("tier", choices=("warm", "cold"))
+    made.add_argument("--cancel", action="store_true")
+    command(tiers, "pause", "hold background moves", tier_commands.tier_pause)
+    command(tiers, "resume", "go on with background moves", tier_commands.tier_resume)
+    disks = group("disk", "disks of the warm tier")
+    command(disks, "list", "disks, and what is being rebuilt", tier_commands.disk_list)
+    command(disks, "add", "add an empty folder", tier_commands.disk_add).add_argument("path", metavar="DIR", type=Path)
+    made = command(disks, "remove", "empty a disk, then forget it", tier_commands.disk_remove)
+    made.add_argument("path", metavar="DIR", type=Path)
+    made.add_argument("--force", action="store_true", help="although fewer disks than shards are left")
+    made = command(disks, "replace", "rebuild a disk's shards on another one", tier_commands.disk_replace)
+    made.add_argument("path", metavar="OLD", type=Path)
+    made.add_argument("new", metavar="NEW", type=Path)
+    remotes = group("cold", "remotes of the cold tier")
+    made = command(remotes, "add", "probe a remote and use it", tier_commands.cold_add)
+    made.add_argument("name", metavar="NAME")
+    _remote_arguments(made)
+    made.add_argument("--create-bucket", action="store_true")
+    made.add_argument("--storage-class", metavar="CLASS", default="", help="of the objects in the remote")
+    command(remotes, "list", "remotes and what they hold", tier_commands.cold_list)
+    made = command(remotes, "check", "ask for every object", tier_commands.cold_check)
+    made.add_argument("name", metavar="NAME", nargs="?")
+    made.add_argument("--read", action="store_true", help="read every byte: that may cost money")
+    command(remotes, "remove", "forget an empty remote", tier_commands.cold_remove).add_argument("name", metavar="NAME")
+    made = command(remotes, "drain", "empty a remote", tier_commands.cold_drain)
+    made.add_argument("name", metavar="NAME")
+    made.add_argument("--cancel", action="store_true")
+    scrub = group("scrub", "check every stored byte, and heal")
+    made = command(scrub, "start", "begin a pass, or go on with a paused one", tier_commands.scrub_start)
+    made.add_argument(
+        "--wait", action="store_true", help="return when it is done; exit 1 if something could not be healed"
+    )
+    command(scrub, "status", "how far it is", tier_commands.scrub_status)
+    for name, text in (("pause", "hold the pass"), ("resume", "go on with it")):
+        command(scrub, name, text, tier_commands.scrub_set).set_defaults(action=name)
+    command(scrub, "speed", "how fast it reads", tier_commands.scrub_speed).add_argument(
+        "bytes_per_s", metavar="BYTES_PER_S", type=int
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="stratum", description="One volume that is a POSIX filesystem and an S3 endpoint at the same moment."
@@ -71,6 +145,10 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         help="a folder for data instead of VOLUME/hot; may be given several times",
     )
+    made.add_argument(
+        "--warm", metavar="DIR", type=Path, action="append", help="a disk of the warm tier; give at least K+M of them"
+    )
+    made.add_argument("--ec", metavar="K+M", help="shards of the warm tier: any M of its disks may be lost")
     command(sub, "serve", "serve the S3 endpoint and the mount until SIGTERM", commands.serve)
     for name, text, run in (
         ("s3", "serve the S3 endpoint alone", commands.s3),
@@ -96,6 +174,9 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--repair", action="store_true")
     made = command(sub, "gc", "find bytes nothing refers to, and remove them with --apply", commands.gc)
     made.add_argument("--apply", action="store_true")
+
+    made = command(sub, "tierd", "move, heal and expire data, alone", tier_commands.tierd)
+    made.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
 
     def group(name: str, text: str) -> Any:
         made = sub.add_parser(name, help=text, description=text, epilog=_EPILOG)
@@ -131,6 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     made = command(snapshots, "remove", "remove a snapshot", commands.snapshot_remove)
     made.add_argument("path", metavar="PATH", help="what it is a snapshot of")
     made.add_argument("name", metavar="NAME")
+    _tier_parsers(sub, command, group)
     bucket = group("bucket", "manage buckets")
     made = command(bucket, "create", "make a bucket", commands.bucket_create)
     made.add_argument("name", metavar="NAME")

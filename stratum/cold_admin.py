@@ -1,0 +1,210 @@
+"""Adding, probing, checking and removing remotes of the cold tier."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import uuid
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from stratum import cold, packs
+from stratum.cold_backends.contract import PART_BYTES, RemoteError, RemoteNotFound, RemoteRefused
+from stratum.errors import Busy, Exists, ForeignRemote, InvalidArgument, TierUnavailable
+from stratum.tier_rows import VALID, ColdRow, Tier
+
+if TYPE_CHECKING:
+    from stratum.cold_backends.contract import Backend
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+ARCHIVES = frozenset(("GLACIER", "DEEP_ARCHIVE"))
+"""Classes whose objects must be restored before they can be read."""
+
+
+def normal_prefix(prefix: str) -> str:
+    """Ends in "/" unless it is empty. Raises `InvalidArgument`."""
+    if not re.fullmatch(r"[A-Za-z0-9._/-]*", prefix) or any(part in {".", ".."} for part in prefix.split("/")):
+        raise InvalidArgument(f"the prefix {prefix!r} has other characters than letters, digits, '.', '_', '-' and '/'")
+    stripped = prefix.strip("/")
+    return stripped + "/" if stripped else ""
+
+
+def probe(backend: Backend, plain: Backend) -> dict[str, bool]:
+    """What a remote really does, by trying. Raises `RemoteError` if it cannot even store, range, list and delete.
+
+    `plain` is the same without encryption, which compares checksums itself and would hide that the remote does not.
+    """
+    key = f"probe/{uuid.uuid4().hex}"
+    data = bytes(range(256)) * 512
+    backend.put(key, data, {"stratum-probe": "1"})
+    try:
+        if (
+            b"".join(backend.get(key).pieces) != data
+            or b"".join(backend.get(key, 1000, 70000).pieces) != data[1000:70000]
+        ):
+            raise RemoteRefused(
+                "the remote does not give back what was put, or not by ranges; it cannot be a cold tier"
+            )
+        found = {"ranges": True, "metadata": backend.head(key).metadata.get("stratum-probe") == "1"}
+        if key not in {info.key for info in backend.list("probe/")}:
+            raise RemoteRefused("the remote does not list what was put; it cannot be a cold tier")
+        found["checksums"] = _refuses(plain, key + ".sum", data, sha256=hashlib.sha256(b"other").digest())
+        found["conditional_puts"] = _refuses(backend, key, data, if_absent=True)
+        found["multipart"] = _multipart(backend, key + ".parts")
+    finally:
+        backend.delete(key)
+    try:
+        backend.head(key)
+    except RemoteNotFound:
+        return found
+    raise RemoteRefused("the remote says that it deleted and did not; it cannot be a cold tier")
+
+
+def _refuses(backend: Backend, key: str, data: bytes, **more: Any) -> bool:
+    """Whether a put that must not succeed does not."""
+    try:
+        backend.put(key, data, {}, **more)
+    except RemoteRefused:
+        return True
+    if "sha256" in more:
+        backend.delete(key)
+    return False
+
+
+def _multipart(backend: Backend, key: str) -> bool:
+    upload_id = ""
+    try:
+        upload_id = backend.create_upload(key, {})
+        backend.upload_part(key, upload_id, 1, bytes(PART_BYTES))
+        backend.upload_part(key, upload_id, 2, b"end")
+        good = backend.list_parts(key, upload_id) == {1: PART_BYTES, 2: 3}
+        backend.complete_upload(key, upload_id, 2)
+        good = good and backend.head(key).size == PART_BYTES + 3
+    except RemoteRefused:
+        if upload_id:
+            backend.abort_upload(key, upload_id)
+        return False
+    finally:
+        backend.delete(key)
+    return good
+
+
+def add(volume: Volume, name: str, row: ColdRow, *, create_bucket: bool = False) -> ColdRow:
+    """Probe a remote, claim its prefix for this volume and make it the place for new packs.
+
+    Raises `Exists`, `InvalidArgument`, `ForeignRemote` or `TierUnavailable`; nothing is kept then.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is not a name: lower-case letters, digits and '-'")
+    with volume.snapshot() as reader:
+        if name in cold.rows(reader):
+            raise Exists(f"there is a remote {name!r} already; `stratum cold list` shows it")
+    trial = cold.open_remote(
+        name, replace(row, can={"checksums": True}), request_s_max=volume.config.cold_request_s_max
+    )
+    try:
+        if create_bucket:
+            make = getattr(trial.raw, "create_bucket", None)
+            if make is None:
+                raise InvalidArgument("a directory is not a bucket; make it, then leave --create-bucket out")
+            make(row.region)
+        marker = cold.read_marker(trial)
+        if marker is not None and marker["instance"] != volume.instance:
+            raise ForeignRemote(
+                f"the bucket and prefix belong to volume {marker['instance']}; choose another prefix, or `stratum rebuild` that volume from it"
+            )
+        row.can = probe(trial.sealed, trial.plain)
+        row.can["encrypted"] = bool(row.encryption_key)
+        row.epoch = marker["epoch"] if marker is not None else 1
+        if marker is None:
+            cold.write_marker(trial, volume.instance, row.epoch, new=row.can["conditional_puts"])
+    except RemoteError as error:
+        raise TierUnavailable(f"the remote cannot be used: {error.message}") from error
+    finally:
+        trial.plain.close()
+    row.added_s = int(time.time())
+    volume.mutate(lambda tx: tx.put(b"n" + name.encode(), row.encode()))
+    return row
+
+
+def held(reader: InodeReader, name: str) -> tuple[int, int]:
+    """(packs, wanted bytes) in a remote."""
+    found = [row for _, row in packs.scan(reader) if row.tier == Tier.COLD and row.remote == name]
+    return len(found), sum(row.live_bytes for row in found)
+
+
+def describe(reader: InodeReader) -> list[dict[str, Any]]:
+    """Every remote, without secrets: they are not in the rows."""
+    found = []
+    for name, row in cold.rows(reader).items():
+        count, size = held(reader, name)
+        found.append({"name": name, **asdict(row), "packs": count, "bytes": size})
+    return found
+
+
+def check(volume: Volume, name: str, *, read: bool = False) -> dict[str, Any]:
+    """Ask a remote for its marker and every pack; with `read` for every byte."""
+    document: dict[str, Any] = {"name": name, "reachable": False, "packs": 0, "missing": [], "damaged": [], "error": ""}
+    try:
+        volume.cold.check_marker(name)
+        document["reachable"] = True
+        _, remote = volume.cold.remote(name)
+        with volume.snapshot() as reader:
+            rows = [
+                row
+                for _, row in packs.scan(reader)
+                if row.tier == Tier.COLD and row.remote == name and row.state == VALID
+            ]
+        for row in rows:
+            document["packs"] += 1
+            try:
+                if remote.sealed.head(row.key).size < row.length:
+                    document["damaged"].append(row.key)
+                elif read:
+                    _read_all(remote.sealed, row.key, row.length, row.digest, document)
+            except RemoteNotFound:
+                document["missing"].append(row.key)
+    except (RemoteError, ForeignRemote, InvalidArgument, TierUnavailable) as error:
+        document["error"] = error.message
+    return document
+
+
+def _read_all(backend: Backend, key: str, length: int, wanted: str, document: dict[str, Any]) -> None:
+    digest = hashlib.sha256()
+    try:
+        for piece in backend.get(key, 0, length).pieces:
+            digest.update(piece)
+    except RemoteRefused:
+        document["damaged"].append(key)
+        return
+    if digest.hexdigest() != wanted:
+        document["damaged"].append(key)
+
+
+def set_state(volume: Volume, name: str, state: str) -> None:
+    """Raises `NotFound`."""
+
+    def change(tx: MetadataTransaction) -> None:
+        row = cold.get_row(tx, name)
+        row.state = state
+        tx.put(b"n" + name.encode(), row.encode())
+
+    volume.mutate(change, frees=True)
+
+
+def remove(volume: Volume, name: str) -> None:
+    """Forget a remote that holds nothing. Raises `NotFound`, or `Busy` while it holds packs."""
+
+    def forget(tx: MetadataTransaction) -> None:
+        cold.get_row(tx, name)
+        count, size = held(tx, name)
+        if count:
+            raise Busy(
+                f"remote {name!r} still holds {count} packs ({size} wanted bytes); `stratum cold drain` empties it"
+            )
+        tx.delete(b"n" + name.encode())
+
+    volume.mutate(forget, frees=True)

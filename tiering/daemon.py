@@ -1,0 +1,468 @@
+"""`stratum tierd`: the process that moves, heals and expires.
+
+One step at a time, the pressing first: relief of full disks, moves that were asked for, repair, then everything that can wait.
+No step is long, so that a disk that fills is noticed while other work goes on.
+
+Invariants
+* It holds `mover.exclusive` while it works; a second one waits.
+* A failure of one step is logged and the others go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from stratum import hints, housekeeping, packs, tree
+from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
+from stratum.log import get_logger
+from stratum.schema import ExtentRow, Kind, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
+from stratum.tier_rows import AccessRow, MoveRow, Tier
+from stratum.tiering import files, records
+from stratum.tiering.drain import Drainer
+from stratum.tiering.heal import Healer
+from stratum.tiering.lifecycle import LifecycleRunner, Restorer
+from stratum.tiering.mover import Mover, exclusive
+from stratum.tiering.policy import Settings, decide, relief_order
+from stratum.tiering.pressure import Gauge
+from stratum.tiering.snapshots import IndexSnapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stratum.tiering.files import Known
+    from stratum.tiering.policy import Surroundings
+    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.volume import Volume
+
+log = get_logger("tierd")
+WINDOW_FILES = 512
+RELIEF_BYTES = 256 * 1024 * 1024
+RETRY_S = 5.0
+RETRY_S_MAX = 600.0
+RESCAN_S = 3600.0
+COMPACT_S = 60.0
+CLOCK_JUMP_S = 3600.0
+
+
+class Tierd:
+    """`clock` is the wall clock, `monotonic` the other; tests set both."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        gauge: Gauge | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._volume = volume
+        self._settings = Settings.of(volume.config)
+        self._gauge = gauge or Gauge(volume.segments.folders, volume.config)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._offset = clock() - monotonic()
+        self._ending = threading.Event()
+        self.mover = Mover(volume, ending=self._ending.is_set)
+        self._healer = Healer(volume, self.mover, clock=clock)
+        self._lifecycle = LifecycleRunner(volume, clock=clock)
+        self._restorer = Restorer(volume, self.mover, clock=clock)
+        self._drainer = Drainer(volume, self.mover)
+        self._snapshots = IndexSnapshots(volume, clock=clock)
+        self._cursors: dict[Tier, bytes] = {}
+        self._rescan_s = monotonic()
+        self._compacted_s = monotonic()
+        self._failing: dict[str, float] = {}
+        self.level = "ok"
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        self._ending.set()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self._ending.is_set():
+            try:
+                with exclusive(self._volume):
+                    log.info("moving_begins")
+                    self.mover.recover()
+                    while not self._ending.is_set():
+                        busy = self.step()
+                        if self._volume.failed is not None:
+                            return
+                        self._ending.wait(0.0 if busy else self._volume.config.tiering_interval_s)
+            except Busy:
+                self._ending.wait(self._volume.config.tiering_interval_s)
+            except StratumError as error:
+                log.error("tierd_failed", error=error.message)
+                self._ending.wait(self._volume.config.tiering_interval_s)
+
+    def step(self) -> bool:
+        """One round of everything; whether there is more to do at once."""
+        busy = self._guarded("relief", self._relieve)
+        if self._paused():
+            self._guarded("asked", self._asked)
+            self._publish()
+            return False
+        for name, work in (
+            ("asked", self._asked), ("repair", self._healer.repair), ("background", self._background), ("lifecycle", self._lifecycle.run),
+            ("restores", self._restorer.run),
+            ("condemned", self._remove_condemned), ("drains", self._drainer.run), ("scrub", self._healer.scrub), ("compact", self._compact),
+            ("snapshot", self._snapshots.run),
+        ):  # fmt: skip
+            if self._ending.is_set():
+                return False
+            busy = self._guarded(name, work) or busy
+            if name != "asked" and self._gauge_is_high():
+                return True
+        self._publish()
+        return busy
+
+    def _guarded(self, name: str, work: Callable[[], bool]) -> bool:
+        """Run a step; one that failed waits a little before it is tried again."""
+        if self._monotonic() < self._failing.get(name, 0.0):
+            return False
+        try:
+            found = work()
+        except (StratumError, OSError) as error:
+            log.warning("step_failed", step=name, error=getattr(error, "message", str(error)))
+            self._failing[name] = self._monotonic() + RETRY_S
+            return False
+        self._failing.pop(name, None)
+        return found
+
+    def _gauge_is_high(self) -> bool:
+        self.level = self._gauge.look()
+        return self.level in {"high", "emergency"} and "relief" not in self._failing
+
+    def _paused(self) -> bool:
+        with self._volume.snapshot() as reader:
+            return bool(packs.setting(reader, "paused"))
+
+    def _publish(self) -> None:
+        """What `stratum tier status` shows."""
+        document = {
+            "level": self.level, "at_s": int(self._clock()), "failing": sorted(self._failing),
+            "disks": [{"path": usage.path, "used_percent": round(usage.used_percent, 1), "inodes_percent": round(usage.inodes_percent, 1)} for usage in self._gauge.usages],
+            "moved_bytes": dict(self.mover.moved_bytes),
+        }  # fmt: skip
+        with self._volume.snapshot() as reader:
+            before = packs.setting(reader, "tierd")
+        if {**before, "at_s": 0} != {**document, "at_s": 0} or self._clock() - int(str(before.get("at_s", 0))) >= 60:
+            self._volume.mutate(lambda tx: tx.put(b"gtierd", pack_json(document)), frees=True)
+
+    def scrub_now(self) -> None:
+        """A piece of the scrub that is running, for somebody who waits for it."""
+        self._healer.scrub()
+
+    def move_asked(self) -> None:
+        """What was asked for and is due, for somebody who waits for it."""
+        self.level = self._gauge.look()
+        self._guarded("asked", self._asked)
+
+    # -- pressure -----------------------------------------------------------------------------------------------------
+
+    def _relieve(self) -> bool:
+        """Free hot bytes until every disk is at `low`: first what is copied already, then by the least use per byte."""
+        self.level = self._gauge.look()
+        if self.level not in {"high", "emergency"}:
+            return False
+        wanted = min(max(self._gauge.excess_bytes(), 1 << 20), RELIEF_BYTES)
+        freed = self._relieve_some(wanted)
+        while housekeeping.give_back(self._volume):
+            pass
+        if not freed:
+            raise TierUnavailable(
+                f"a hot disk is above its {self.level} mark and nothing can leave it: no other tier can take data, or all is pinned"
+            )
+        return True
+
+    def _relieve_some(self, wanted: int) -> int:
+        around = files.surroundings(self._volume, self.level)
+        freed = 0
+        after = b""
+        while freed < wanted and not self._ending.is_set():
+            window, after = self._oldest(Tier.HOT, after)
+            if not window:
+                break
+            freed += self._leave(window, wanted - freed, around)
+        return freed
+
+    def _leave(self, window: list[Known], wanted: int, around: Surroundings) -> int:
+        """Of these files, those that must, out of the hot tier; bytes freed."""
+        movable = [item for item in window if item.facts.pin != Tier.HOT]
+        by_number = {item.inode.number: item for item in movable}
+        order = relief_order([(item.inode.number, item.facts) for item in movable])
+        with self._volume.snapshot() as reader:
+            dual = {number: tier for number in order if (tier := self._copied_to(reader, number)) is not None}
+        freed = 0
+        for tier in (Tier.WARM, Tier.COLD):
+            ready = [number for number in order if dual.get(number) == tier]
+            freed += self._move_until(ready, tier, "pressure: it was copied ahead", wanted - freed, by_number)
+        rest = [number for number in order if number not in dual]
+        targets = [tier for tier, takes in ((Tier.WARM, around.warm), (Tier.COLD, around.cold)) if takes]
+        for target in targets:
+            if freed >= wanted or not rest:
+                break
+            try:
+                freed += self._move_until(rest, target, "pressure: the least used per byte", wanted - freed, by_number)
+            except TierUnavailable as error:
+                log.warning("relief_turns_away", tier=target.name.lower(), error=error.message)
+        return freed
+
+    def _move_until(self, numbers: list[int], tier: Tier, cause: str, wanted: int, known: dict[int, Known]) -> int:
+        freed, at = 0, 0
+        while at < len(numbers) and freed < wanted:
+            batch: list[int] = []
+            size = 0
+            while at < len(numbers) and len(batch) < 256 and size < min(wanted - freed, 64 << 20):
+                batch.append(numbers[at])
+                size += known[numbers[at]].facts.size
+                at += 1
+            used_s = max(self._clock() - known[number].facts.idle_s for number in batch)
+            inputs = {number: {"idle_s": round(known[number].facts.idle_s), "level": self.level} for number in batch}
+            outcome = self.mover.move(batch, tier, cause=cause, inputs=inputs, stays=self._busier_than(used_s))
+            freed += outcome.freed_bytes
+        return freed
+
+    def _busier_than(self, used_s: float) -> Callable[[InodeReader, int], bool]:
+        """Whether another owner of an extent keeps it hot: a pin, or a use since then."""
+
+        def stays(reader: InodeReader, number: int) -> bool:
+            found = files.known(reader, number, self._settings, self._clock())
+            return found is not None and (found.facts.pin == Tier.HOT or self._clock() - found.facts.idle_s > used_s)
+
+        return stays
+
+    def _copied_to(self, reader: InodeReader, number: int) -> Tier | None:
+        """The hottest colder tier that has good copies of all a file's extents, if it is on a disk that is full."""
+        common = {Tier.WARM, Tier.COLD}
+        extents = {piece.extent for piece in reader.slices(number)}
+        for extent in extents:
+            common &= set(packs.copies(reader, extent))
+        return min(common) if common and extents else None
+
+    def _oldest(self, tier: Tier, after: bytes) -> tuple[list[Known], bytes]:
+        """The next files of a tier in the order of their last use, and where to go on. None on a disk that has room."""
+        start = after + b"\0" if after else b"b" + bytes((tier,))
+        full = self._gauge.full_folders() if len(self._volume.segments.folders) > 1 else None
+        found: list[Known] = []
+        with self._volume.snapshot() as reader:
+            rows = reader.first_rows(start, b"b" + bytes((tier + 1,)), WINDOW_FILES)
+            for key, _ in rows:
+                number = split_u64_u64(key[1:])[1]
+                item = files.known(reader, number, self._settings, self._clock())
+                if item is not None and (full is None or self._lies_on(reader, number, full)):
+                    found.append(item)
+        if rows and not found:
+            return self._oldest(tier, rows[-1][0])
+        return found, rows[-1][0] if rows else after
+
+    @staticmethod
+    def _lies_on(reader: InodeReader, number: int, folders: set[int]) -> bool:
+        for piece in reader.slices(number):
+            raw = reader.get(key_u64(b"X", piece.extent))
+            segment = reader.get(key_u64(b"G", ExtentRow.unpack(raw)[0].segment)) if raw is not None else None
+            if segment is not None and SegmentRow.unpack(segment).path in folders:
+                return True
+        return False
+
+    # -- what was asked for -------------------------------------------------------------------------------------------
+
+    def _asked(self) -> bool:
+        """Moves somebody asked for, grouped by where they go."""
+        with self._volume.snapshot() as reader:
+            rows = [(unpack_u64(key[1:])[0], MoveRow.decode(raw)) for key, raw in reader.scan(*prefix_range(b"m"))]
+            now_s = self._clock()
+            due = [(number, row) for number, row in rows if row.state != "failed" and row.not_before_s <= now_s][
+                :WINDOW_FILES
+            ]
+            directories = [
+                number for number, _ in due if reader.has_inode(number) and hints.is_directory(reader.inode(number))
+            ]
+        for number in directories:
+            self._ask_below(number)
+        groups: dict[tuple[int, str], list[int]] = {}
+        around = files.surroundings(self._volume, self.level)
+        for number, row in due:
+            if number in directories:
+                continue
+            target = row.tier or self._wanted(number, around)
+            groups.setdefault((target, row.cause), []).append(number)
+        for (target, cause), numbers in groups.items():
+            if target == 0:
+                self._answer(numbers, dict(due), {})
+            else:
+                self._carry_out(numbers, Tier(target), cause, dict(due))
+        return bool(due) and len(due) == WINDOW_FILES
+
+    def _wanted(self, number: int, around: Surroundings) -> int:
+        """What the policy says of a file that somebody wants looked at; 0 for nothing."""
+        with self._volume.snapshot() as reader:
+            item = files.known(reader, number, self._settings, self._clock())
+        decision = decide(item.facts, self._settings, around) if item is not None else None
+        return int(decision.target or 0) if decision is not None else 0
+
+    def _ask_below(self, directory: int) -> None:
+        """A directory's hint changed: every file below it is looked at."""
+        pending, found = [directory], []
+        with self._volume.snapshot() as reader:
+            while pending:
+                number = pending.pop()
+                for _, dentry in tree.scan_dentries(reader, number):
+                    if dentry.kind == Kind.DIRECTORY:
+                        pending.append(dentry.inode)
+                    elif dentry.kind == Kind.FILE:
+                        found.append(dentry.inode)
+
+        def ask(tx: MetadataTransaction, batch: list[int]) -> None:
+            for number in batch:
+                if tx.get(key_u64(b"m", number)) is None:
+                    hints.ask(tx, number, MoveRow(0, "hint", tx.now_ns))
+
+        for at in range(0, len(found), WINDOW_FILES):
+            batch = found[at : at + WINDOW_FILES]
+            self._volume.mutate(lambda tx, batch=batch: ask(tx, batch), frees=True)  # type: ignore[misc]
+        self._volume.mutate(lambda tx: tx.delete(key_u64(b"m", directory)), frees=True)
+
+    def _carry_out(self, numbers: list[int], target: Tier, cause: str, rows: dict[int, MoveRow]) -> None:
+        try:
+            # What a user asked for goes even if it is little, and shared extents stay only where a pin holds them.
+            outcome = self.mover.move(numbers, target, cause=cause, alone=True, stays=self._pinned_hot)
+        except (TierUnavailable, NoSpace) as error:
+            self._answer(numbers, rows, dict.fromkeys(numbers, error.message))
+            raise
+        while target != Tier.HOT and housekeeping.give_back(self._volume):
+            pass
+        self._answer(numbers, rows, outcome.failed or {})
+
+    def _pinned_hot(self, reader: InodeReader, number: int) -> bool:
+        item = files.known(reader, number, self._settings, self._clock())
+        return item is not None and item.facts.pin == Tier.HOT
+
+    def _answer(self, numbers: list[int], rows: dict[int, MoveRow], failed: dict[int, str]) -> None:
+        """Done rows go; failed ones are tried again later, and say why."""
+
+        def answer(tx: MetadataTransaction) -> None:
+            for number in numbers:
+                key = key_u64(b"m", number)
+                raw = tx.get(key)
+                if raw is None or MoveRow.decode(raw).asked_ns != rows[number].asked_ns:
+                    continue  # it was asked for anew meanwhile
+                if number not in failed or not tx.has_inode(number):
+                    tx.delete(key)
+                    continue
+                row = MoveRow.decode(raw)
+                row.attempts += 1
+                row.error = failed[number]
+                row.not_before_s = self._clock() + min(RETRY_S * 2 ** (row.attempts - 1), RETRY_S_MAX)
+                tx.put(key, row.encode())
+                records.add(
+                    tx,
+                    number,
+                    {
+                        "event": "not moved",
+                        "to": Tier(row.tier).name.lower() if row.tier else "",
+                        "cause": row.cause,
+                        "error": row.error,
+                    },
+                )
+
+        self._volume.mutate(answer, frees=True)
+
+    # -- background ---------------------------------------------------------------------------------------------------
+
+    def _background(self) -> bool:
+        """Copies ahead, or moves in the mode "strict"; each file is looked at once until it is used again."""
+        if self._clock_jumped():
+            return False
+        if self._monotonic() - self._rescan_s > RESCAN_S:
+            self._rescan_s = self._monotonic()
+            self._cursors.clear()
+        around = files.surroundings(self._volume, self.level)
+        more = False
+        for tier in (Tier.HOT, Tier.WARM):
+            if (tier == Tier.HOT and (around.warm or around.cold)) or (tier == Tier.WARM and around.cold):
+                more = self._background_of(tier, around) or more
+        return more
+
+    def _background_of(self, tier: Tier, around: Surroundings) -> bool:
+        cutoff_s = self._settings.idle_s if tier == Tier.HOT else self._settings.cold_after_s
+        if self._cursors.get(tier, b"")[2:10] > int(self._clock() - cutoff_s).to_bytes(8, "big"):
+            return False
+        with self._volume.snapshot() as reader:
+            after = self._cursors.get(tier)
+            start = after + b"\0" if after else b"b" + bytes((tier,))
+            stop = b"b" + bytes((tier,)) + max(int(self._clock() - cutoff_s) + 1, 0).to_bytes(8, "big")
+            keys = [key for key, _ in reader.first_rows(start, stop, WINDOW_FILES)] if start < stop else []
+            items = [files.known(reader, split_u64_u64(key[1:])[1], self._settings, self._clock()) for key in keys]
+        moves: dict[Tier, list[Known]] = {}
+        ahead: dict[Tier, list[Known]] = {}
+        for item in items:
+            if item is None:
+                continue
+            decision = decide(item.facts, self._settings, around)
+            if decision.target is not None:
+                moves.setdefault(decision.target, []).append(item)
+            elif decision.copy_to is not None:
+                ahead.setdefault(decision.copy_to, []).append(item)
+        for target, found in moves.items():
+            used_s = self._clock() - min(item.facts.idle_s for item in found)
+            inputs = {item.inode.number: decide(item.facts, self._settings, around).inputs for item in found}
+            self.mover.move(
+                [item.inode.number for item in found],
+                target,
+                cause="idle",
+                inputs=inputs,
+                stays=self._busier_than(used_s),
+            )
+        for target, found in ahead.items():
+            with self._volume.snapshot() as reader:
+                extents = [piece.extent for item in found for piece in reader.slices(item.inode.number)]
+            self.mover.copy(extents, target)
+        if keys:
+            self._cursors[tier] = keys[-1]
+        return len(keys) == WINDOW_FILES
+
+    def _clock_jumped(self) -> bool:
+        """A wall clock that leaps must not make every file look idle: nothing moves by age for a while after."""
+        offset = self._clock() - self._monotonic()
+        if abs(offset - self._offset) > CLOCK_JUMP_S:
+            log.warning("clock_jumped", seconds=round(offset - self._offset))
+            self._offset += (offset - self._offset) / 2  # believed after some rounds, not at once
+            self._failing["background"] = self._monotonic() + 60.0
+            return True
+        self._offset = offset
+        return False
+
+    def _remove_condemned(self) -> bool:
+        return self.mover.remove_condemned() > 0
+
+    def _compact(self) -> bool:
+        if self._monotonic() - self._compacted_s < COMPACT_S:
+            return False
+        self._compacted_s = self._monotonic()
+        return self.mover.compact() > 0
+
+
+def plan(volume: Volume, level: str, horizon_s: float) -> list[dict[str, Any]]:
+    """What would move within `horizon_s` if nothing were used: the dry run."""
+    settings = Settings.of(volume.config)
+    around = files.surroundings(volume, level)
+    found: list[dict[str, Any]] = []
+    with volume.snapshot() as reader:
+        rows = [(unpack_u64(key[1:])[0], AccessRow.unpack(raw)) for key, raw in reader.scan(*prefix_range(b"a"))]
+        for number, _ in rows:
+            item = files.known(reader, number, settings, time.time() + horizon_s)
+            if item is None:
+                continue
+            decision = decide(item.facts, settings, around)
+            target = decision.target or decision.copy_to
+            if target is not None:
+                found.append(
+                    {"inode": number, "size": item.facts.size, "from": item.facts.tier.name.lower(), "to": target.name.lower(),
+                     "action": "move" if decision.target else "copy ahead", "rule": decision.rule}
+                )  # fmt: skip
+    return found

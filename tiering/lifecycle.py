@@ -1,0 +1,199 @@
+"""Carrying out lifecycle rules, and restores that RestoreObject asked for.
+
+A bucket with rules is walked once a day; nothing else is. Every action is checked again in the transaction that does it, so an
+object that changed meanwhile is left alone. Expiration depends on age alone, never on what became of a move.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stratum import buckets, evidence, hints, lifecycle, listing, multipart, objects, packs, tree
+from stratum.cold_backends.contract import RemoteError
+from stratum.errors import NoSuchBucket, NoSuchUpload, ReadOnlyBucket, StratumError
+from stratum.log import get_logger
+from stratum.schema import Kind, key_u64, prefix_range, unpack_u64
+from stratum.storage_classes import STANDARD, TIER_OF
+from stratum.tier_rows import MoveRow, RestoreRow, Tier
+from stratum.tiering.mover import hottest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stratum.lifecycle import Rule
+    from stratum.schema import BucketRow
+    from stratum.tiering.mover import Mover
+    from stratum.transaction import MetadataTransaction
+    from stratum.volume import Volume
+
+log = get_logger("lifecycle")
+PAGE = 500
+LOOK_S_MAX = 3600.0
+
+
+class LifecycleRunner:
+    """Part of `Tierd`. `clock` is wall time."""
+
+    def __init__(self, volume: Volume, *, clock: Callable[[], float] = time.time) -> None:
+        self._volume = volume
+        self._clock = clock
+        self._day_s = volume.config.lifecycle_debug_day_s
+        self._every_s = min(self._day_s / 4, 1.0) if self._day_s else LOOK_S_MAX
+        self._next_s = 0.0
+
+    def run(self) -> bool:
+        """A pass over the buckets with rules, if one is due."""
+        now_s = self._clock()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + self._every_s
+        with self._volume.snapshot() as reader:
+            found = [(name, row, lifecycle.get(reader, row.inode)) for name, row in buckets.scan(reader)]
+        for name, row, rules in found:
+            enabled = [rule for rule in rules if rule.enabled]
+            if enabled and not row.snapshot_of:
+                try:
+                    self._walk(name, row, enabled, now_s)
+                    self._abort(name, row, enabled, now_s)
+                except (NoSuchBucket, ReadOnlyBucket):
+                    continue
+        return False
+
+    def _walk(self, name: str, row: BucketRow, rules: list[Rule], now_s: float) -> None:
+        after = b""
+        while True:
+            with self._volume.snapshot() as reader:
+                page = listing.list_page(reader, row, after=after, limit=PAGE)
+            expired, moved = [], []
+            for key, size, mtime_ns, etag in page.objects:
+                when = lifecycle.expires(rules, key, size, mtime_ns / 1e9, self._day_s)
+                if when is not None and when[0] <= now_s:
+                    expired.append((key, etag, when[1]))
+                    continue
+                wanted = lifecycle.transition(rules, key, size, mtime_ns / 1e9, now_s, self._day_s)
+                if wanted is not None:
+                    moved.append((key, etag, *wanted))
+            if expired:
+                self._volume.mutate(lambda tx, batch=expired: self._expire(tx, name, batch), frees=True)  # type: ignore[misc]
+            if moved:
+                self._volume.mutate(lambda tx, batch=moved: self._transition(tx, name, batch), frees=True)  # type: ignore[misc]
+            if not page.truncated:
+                return
+            after = page.last
+
+    @staticmethod
+    def _expire(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str]]) -> None:
+        bucket = buckets.get(tx, name)
+        for key, etag, rule in batch:
+            inode = tree.find_object(tx, bucket, key)
+            if inode is not None and objects.ObjectState(inode, objects.NO_METADATA).etag == etag:
+                objects.delete(tx, bucket, key)
+                log.info("expired", bucket=name, key=key.decode("utf-8", "replace"), rule=rule)
+
+    @staticmethod
+    def _transition(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str, str]]) -> None:
+        bucket = buckets.get(tx, name)
+        for key, etag, storage_class, rule in batch:
+            inode = tree.find_object(tx, bucket, key)
+            if inode is None or inode.kind != Kind.FILE or inode.etag_text != etag or not inode.size:
+                continue
+            inode = tx.inode(inode.number)
+            metadata = objects.metadata_of(tx, inode)
+            if TIER_OF[storage_class] <= TIER_OF.get(metadata.storage_class or STANDARD, Tier.HOT):
+                continue  # it is there, or colder, already
+            objects.set_metadata(tx, inode, replace(metadata, storage_class=storage_class))
+            hints.ask(tx, inode.number, MoveRow(TIER_OF[storage_class], f"lifecycle rule {rule!r}", tx.now_ns))
+
+    def _abort(self, name: str, row: BucketRow, rules: list[Rule], now_s: float) -> None:
+        """Uploads nobody completed."""
+        with self._volume.snapshot() as reader:
+            uploads = multipart.scan_uploads(reader, row, limit=1 << 30)
+        for key, upload_id, upload in uploads:
+            for rule in rules:
+                if rule.abort_days is None or not key.startswith(rule.filter.prefix.encode()):
+                    continue
+                when = lifecycle.When(days=rule.abort_days)
+                if lifecycle.due_s(when, upload.initiated_ns / 1e9, self._day_s) <= now_s:
+                    try:
+                        self._volume.mutate(
+                            lambda tx, key=key, upload_id=upload_id: multipart.abort_in(
+                                tx, buckets.get(tx, name), key, upload_id
+                            ),  # type: ignore[misc]
+                            frees=True,
+                        )
+                    except NoSuchUpload:
+                        pass
+                    log.info("upload_expired", bucket=name, key=key.decode("utf-8", "replace"), rule=rule.identity)
+                    break
+
+
+class Restorer:
+    """Part of `Tierd`: makes and ends the temporary copies that RestoreObject asked for."""
+
+    def __init__(self, volume: Volume, mover: Mover, *, clock: Callable[[], float] = time.time) -> None:
+        self._volume = volume
+        self._mover = mover
+        self._clock = clock
+        self._day_s = volume.config.lifecycle_debug_day_s or lifecycle.DAY_S
+
+    def run(self) -> bool:
+        with self._volume.snapshot() as reader:
+            rows = [(unpack_u64(key[1:])[0], RestoreRow.decode(raw)) for key, raw in reader.scan(*prefix_range(b"t"))]
+        for number, row in rows:
+            if row.state == "ongoing":
+                self._bring(number, row)
+            elif row.expires_s and row.expires_s <= self._clock():
+                self._end(number)
+        return False
+
+    def _bring(self, number: int, row: RestoreRow) -> None:
+        with self._volume.snapshot() as reader:
+            extents = list(dict.fromkeys(piece.extent for piece in reader.slices(number)))
+            needed = {
+                place.pack for extent in extents if (place := packs.copies(reader, extent).get(Tier.COLD)) is not None
+            }
+            found = [pack for pack_number in needed if (pack := packs.get(reader, pack_number)) is not None]
+        for pack in found:
+            _, remote = self._volume.cold.remote(pack.remote)
+            try:
+                info = remote.sealed.head(pack.key)
+                if info.storage_class in {"GLACIER", "DEEP_ARCHIVE"} and info.restore != "ready":
+                    if info.restore != "ongoing":
+                        remote.sealed.restore(pack.key, max(row.days, 1))
+                    return
+            except RemoteError as error:
+                log.warning("restore_waits", inode=number, error=error.message)
+                return
+        try:
+            self._mover.promote(extents)
+        except StratumError as error:
+            log.warning("restore_waits", inode=number, error=error.message)
+            return
+        expires_s = int(self._clock() + row.days * self._day_s) if row.days else 0
+
+        def ready(tx: MetadataTransaction) -> None:
+            if tx.get(key_u64(b"t", number)) is not None:
+                evidence.set_tier(tx, number, Tier.HOT)
+                if row.days:
+                    tx.put(key_u64(b"t", number), RestoreRow("ready", row.days, row.asked_s, expires_s).encode())
+                else:  # for good: it is an ordinary object again
+                    tx.delete(key_u64(b"t", number))
+                    inode = tx.inode(number)
+                    objects.set_metadata(tx, inode, replace(objects.metadata_of(tx, inode), storage_class=""))
+
+        self._volume.mutate(ready, frees=True)
+
+    def _end(self, number: int) -> None:
+        """The copy's time is over; the one in the remote has stayed."""
+        with self._volume.snapshot() as reader:
+            extents = list(dict.fromkeys(piece.extent for piece in reader.slices(number)))
+        self._mover.free_above(extents, Tier.COLD)
+
+        def end(tx: MetadataTransaction) -> None:
+            tx.delete(key_u64(b"t", number))
+            if tx.has_inode(number):
+                evidence.set_tier(tx, number, hottest(tx, extents))
+
+        self._volume.mutate(end, frees=True)
