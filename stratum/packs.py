@@ -108,6 +108,17 @@ def publish(tx: MetadataTransaction, number: int, row: PackRow, grace_s: float) 
     return row.extents
 
 
+def add_copy(tx: MetadataTransaction, extent: int, length: int, number: int, row: PackRow) -> None:
+    """A new extent whose bytes are all of a pack already."""
+    place = CopyRow(number, 0, length)
+    put(tx, number, row)
+    tx.put(copy_key(extent, row.tier), place.encode())
+    tx.put(key_u64_u64(b"q", number, extent), place.encode())
+    missing = [index for index, disk in enumerate(row.disks) if not disk]
+    if missing:
+        want_repair(tx, number, f"written without shards {missing}")
+
+
 def condemn(tx: MetadataTransaction, number: int, row: PackRow, grace_s: float) -> None:
     row.state = CONDEMNED
     row.due_s = int(time.time() + grace_s)

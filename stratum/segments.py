@@ -25,17 +25,23 @@ import xxhash
 
 from stratum.descriptors import Descriptors, read_cached
 from stratum.errors import DataDamaged, NoSpace, StorageFailed, StratumError
+from stratum.schema import ELSEWHERE_SEGMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
+    from stratum.relief import Relief
+    from stratum.tier_rows import PackRow
+
 BLOCK_BYTES = 64 * 1024
 CHECKSUM_BYTES = 16
 EXTENT_BYTES_MAX = 64 * 1024 * 1024
 SHARED_BYTES_MAX = 4 * 1024 * 1024
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
+DIVERTED_BYTES_MAX = 16 * 1024 * 1024
+"""Of an extent that goes to the warm tier straight away: it is held in memory until it is whole."""
 ALIGNMENT_BYTES = 4096  # holes are punched in whole pages
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
@@ -67,6 +73,8 @@ class PreparedExtent:
     length: int
     checksums: bytes
     private: bool
+    copy: tuple[int, PackRow] | None = None
+    """(pack, row) of an extent that was written to the warm tier: it lies in no segment."""
 
 
 def block_checksums(data: bytes | memoryview) -> bytes:
@@ -166,6 +174,7 @@ class ExtentWriter:
         self._hasher = xxhash.xxh3_128()
         self._in_block = 0
         self._state = "open"
+        self._diverted: bytearray | None = None
         self.extents: list[PreparedExtent] = []
         self.size = 0
 
@@ -200,6 +209,12 @@ class ExtentWriter:
         self.__exit__(None, None, None)
 
     def _begin(self) -> None:
+        self._length = 0
+        self._sums = []
+        relief = self._segments.relief
+        if relief is not None and relief.divert():
+            self._diverted, self._room = bytearray(), DIVERTED_BYTES_MAX
+            return
         shared = self._hint is not None and self._hint <= SHARED_BYTES_MAX
         try:
             if shared and not self.extents:
@@ -212,28 +227,34 @@ class ExtentWriter:
         except OSError as error:
             raise self._segments.translate(error) from error
         self._files.append(self._file)
-        self._length = 0
-        self._sums = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
+        if self._segments.relief is not None and self._diverted is None:
+            self._segments.relief.pause(len(view))
         while view:
-            if self._file is None:
+            if self._file is None and self._diverted is None:
                 self._begin()
-                assert self._file is not None
             piece = view[: self._room - self._length]
-            try:
-                done = 0
-                while done < len(piece):
-                    done += os.pwrite(self._file.fd, piece[done:], self._offset + self._length + done)
-            except OSError as error:
-                raise self._segments.translate(error) from error
+            self._store(piece)
             self._add_checksums(piece)
             self._length += len(piece)
             self.size += len(piece)
             view = view[len(piece) :]
             if self._length == self._room:
                 self._end_extent()
+
+    def _store(self, piece: memoryview) -> None:
+        if self._diverted is not None:
+            self._diverted += piece
+            return
+        assert self._file is not None
+        try:
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(self._file.fd, piece[done:], self._offset + self._length + done)
+        except OSError as error:
+            raise self._segments.translate(error) from error
 
     def _add_checksums(self, piece: memoryview) -> None:
         at = 0
@@ -257,11 +278,19 @@ class ExtentWriter:
 
     def _end_extent(self) -> None:
         file = self._file
-        if file is None:
+        if file is None and self._diverted is None:
             return
         if self._in_block:
             self._end_block()
         number = self._segments.new_id()
+        if self._diverted is not None:
+            assert self._segments.relief is not None
+            copy = self._segments.relief.write(number, bytes(self._diverted))
+            self._diverted = None
+            sums = b"".join(self._sums)
+            self.extents.append(PreparedExtent(number, ELSEWHERE_SEGMENT, 0, 0, self._length, sums, False, copy))
+            return
+        assert file is not None
         self.extents.append(
             PreparedExtent(
                 number, file.number, file.path, self._offset, self._length, b"".join(self._sums), file.private
@@ -297,7 +326,12 @@ class ExtentWriter:
                 )
             )
             self._file = None
+        self._diverted = None
         for prepared in self.extents:
+            if prepared.copy is not None:
+                assert self._segments.relief is not None
+                self._segments.relief.discard(prepared.copy[0])
+                continue
             self._segments.free(prepared.segment, prepared.offset, prepared.length, whole=prepared.private)
         self.extents = []
 
@@ -318,6 +352,8 @@ class SegmentStore:
         self.session = session
         self.new_id = new_id
         self._on_failure = on_failure
+        self.relief: Relief | None = None
+        """What to do while the disks fill; None for one that only reads."""
         self._lock = threading.Lock()
         self._shared: _SegmentFile | None = None
         self._readers = Descriptors(descriptors_max)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from stratum import evidence
+from stratum import evidence, packs
 from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
@@ -241,7 +241,10 @@ class MetadataTransaction(InodeReader):
             prepared.checksums,
         )
         self._extents_new.add(prepared.number)
-        self.count_in_segment(prepared)
+        if prepared.copy is not None:
+            packs.add_copy(self, prepared.number, prepared.length, *prepared.copy)
+        else:
+            self.count_in_segment(prepared)
 
     def count_in_segment(self, prepared: PreparedExtent) -> None:
         segment = self.segment(prepared.segment) or SegmentRow(prepared.path, 0, 0)

@@ -24,6 +24,7 @@ from stratum.errors import StorageFailed, StratumError, VolumeInvalid
 from stratum.evidence import Recorder
 from stratum.kv.lmdb_store import LmdbStore
 from stratum.log import get_logger
+from stratum.relief import Relief
 from stratum.schema import (
     FORMAT_VERSION,
     ROOT_INODE,
@@ -196,6 +197,8 @@ class Volume:
         self.segments = SegmentStore(
             hot_folders(self.root, self.config), self.session.id, self.new_id, on_failure=self._fail
         )
+        self.relief = Relief(self, self.segments.folders)
+        self.segments.relief = self.relief
         self.warm = WarmStore(self)
         self.cold = ColdStore(self)
         self.noted = Noted()
@@ -307,16 +310,25 @@ class Volume:
     def _ask_for_space(self) -> None:
         """statvfs(2) of a disk that hangs never returns: in a thread of its own, one at a time."""
         try:
-            free = self.free_bytes()
-            self._space_ok = (
-                free >= self.config.volume_free_bytes_min
-                and self.store.used_bytes() < self.config.metadata_map_bytes * 9 // 10
-            )
+            self._space_ok = self._enough_free() and self.store.used_bytes() < self.config.metadata_map_bytes * 9 // 10
             self._space_checked_s = time.monotonic()
         except OSError as error:
             self._fail(StorageFailed(f"a disk cannot say what it has left ({error}); look at it, then restart"))
         finally:
             self._space_asking.release()
+
+    def _enough_free(self) -> bool:
+        """Where data can leave the hot tier the reserve of its disks is 2 % at most: there is time to make room."""
+        wanted = self.config.volume_free_bytes_min
+        if not self.relief.possible():
+            return self.free_bytes() >= wanted
+        for folder in (self.meta, *self.segments.folders):
+            stat = os.statvfs(folder)
+            if stat.f_bavail * stat.f_frsize < min(wanted, stat.f_blocks * stat.f_frsize // 50) and not (
+                folder != self.meta and self.relief.divert()
+            ):
+                return False
+        return True
 
     def has_space(self) -> bool:
         """Whether ordinary writes are accepted now; checked at most every SPACE_CHECK_S."""

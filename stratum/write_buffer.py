@@ -145,6 +145,12 @@ class WriteBuffer:
             first, last = max(spilled.at, start), min(spilled.at + spilled.length, stop)
             if first < last:
                 extent = spilled.extent
+                if extent.copy is not None:
+                    found, _ = self._volume.warm.recover(
+                        *extent.copy, first - spilled.at, last - spilled.at, f"extent {extent.number:016x}"
+                    )
+                    base[first - start : last - start] = found
+                    continue
                 base[first - start : last - start] = self._volume.segments.read(
                     extent.number,
                     extent.segment,
@@ -250,6 +256,9 @@ class WriteBuffer:
         for writer in self._writers:
             writer.close()
         for extent in self._cut_off:
+            if extent.copy is not None:
+                self._volume.relief.discard(extent.copy[0])
+                continue
             self._volume.segments.free(extent.segment, extent.offset, extent.length, whole=extent.private)
         self._writers = []
         self._cut_off = []

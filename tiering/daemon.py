@@ -42,6 +42,7 @@ RELIEF_BYTES = 256 * 1024 * 1024
 RETRY_S = 5.0
 RETRY_S_MAX = 600.0
 RESCAN_S = 3600.0
+PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
 
@@ -92,12 +93,20 @@ class Tierd:
                         busy = self.step()
                         if self._volume.failed is not None:
                             return
-                        self._ending.wait(0.0 if busy else self._volume.config.tiering_interval_s)
+                        if not busy:
+                            self._rest()
             except Busy:
                 self._ending.wait(self._volume.config.tiering_interval_s)
             except StratumError as error:
                 log.error("tierd_failed", error=error.message)
                 self._ending.wait(self._volume.config.tiering_interval_s)
+
+    def _rest(self) -> None:
+        """Until the next round is due, or a disk fills."""
+        until = self._monotonic() + self._volume.config.tiering_interval_s
+        while not self._ending.wait(min(PRESSURE_LOOK_S, max(until - self._monotonic(), 0.0))):
+            if self._monotonic() >= until or self._gauge_is_high():
+                return
 
     def step(self) -> bool:
         """One round of everything; whether there is more to do at once."""

@@ -29,7 +29,7 @@ PERIOD_S = 86400.0
 RETRY_S = 600.0
 KEPT = 7
 _ROW = struct.Struct(">HI")
-TABLES = b"BDGHIKMNPRSUWXYacdjnopqst"
+TABLES = b"BDGHIKMNPRSUWXYabcdjnopqst"
 """What a snapshot holds. Not here: sessions and what hangs on them, change logs, queues, and A, which is added if it is safe."""
 SEAL_KEY = b"\0seal.key"
 

@@ -56,7 +56,8 @@ def _free_listen(taken: set[int]) -> str:
             return f"127.0.0.1:{port}"
 
 
-def init(options: Namespace) -> int:
+def init_settings(options: Namespace) -> tuple[dict[str, Any], list[Path]]:
+    """(settings, warm folders) that the options of `init` and `rebuild` ask for. Raises `InvalidArgument`."""
     root = options.volume.absolute()
     changed: dict[str, Any] = {}
     taken: set[int] = set()
@@ -76,21 +77,31 @@ def init(options: Namespace) -> int:
         changed["volume.hot"] = [str(hot.absolute()) for hot in options.hot]
     warm_paths = [path.absolute() for path in options.warm or ()]
     changed["volume.ec"] = _ec(options.ec, warm_paths)
+    for first, second in same_devices(warm_paths):
+        print(f"WARNING: {first} and {second} lie on one device: if it fails, both are lost", file=sys.stderr)
+    return changed, warm_paths
+
+
+def init_document(root: Path, access_key: str, secret_key: str) -> dict[str, Any]:
+    config = load(root)
+    return {
+        "volume": str(root), "config": str(root / CONFIG_NAME), "endpoint": config.endpoint, "admin": f"http://{config.admin_listen}",
+        "access_key": access_key, "secret_key": secret_key, "mount": config.mount_path or None,
+    }  # fmt: skip
+
+
+def init(options: Namespace) -> int:
+    root = options.volume.absolute()
+    changed, warm_paths = init_settings(options)
     volume.create(root, changed)
     with Volume(root, "init") as opened:
         _, access_key, secret_key = Identities(opened).add_user("admin", admin=True)
         for path in warm_paths:
             opened.warm.add(path)
-    for first, second in same_devices(warm_paths):
-        print(f"WARNING: {first} and {second} lie on one device: if it fails, both are lost", file=sys.stderr)
-    config = load(root)
-    document = {
-        "volume": str(root), "config": str(root / CONFIG_NAME), "endpoint": config.endpoint, "admin": f"http://{config.admin_listen}",
-        "access_key": access_key, "secret_key": secret_key, "mount": config.mount_path or None,
-    }  # fmt: skip
+    document = init_document(root, access_key, secret_key)
     text = (
-        f"volume      {root}\nendpoint    {config.endpoint}\naccess key  {access_key}\nsecret key  {secret_key}   (shown only now)\n"
-        f"mount       {config.mount_path or '(none)'}\nnext: stratum serve {root}"
+        f"volume      {root}\nendpoint    {document['endpoint']}\naccess key  {access_key}\nsecret key  {secret_key}   (shown only now)\n"
+        f"mount       {document['mount'] or '(none)'}\nnext: stratum serve {root}"
     )
     return _print(options, document, text)
 

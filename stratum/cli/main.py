@@ -43,6 +43,25 @@ def _volume_argument(parser: argparse.ArgumentParser, *, default: bool) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def _init_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--s3-listen", metavar="HOST:PORT", help="address of the S3 endpoint (a free port of 127.0.0.1)")
+    made.add_argument(
+        "--admin-listen", metavar="HOST:PORT", help="address for health and metrics (a free port of 127.0.0.1)"
+    )
+    made.add_argument("--mount", metavar="DIR", type=Path, help="where `serve` mounts the volume")
+    made.add_argument(
+        "--hot",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        help="a folder for data instead of VOLUME/hot; may be given several times",
+    )
+    made.add_argument(
+        "--warm", metavar="DIR", type=Path, action="append", help="a disk of the warm tier; give at least K+M of them"
+    )
+    made.add_argument("--ec", metavar="K+M", help="shards of the warm tier: any M of its disks may be lost")
+
+
 def _remote_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--endpoint", metavar="URL", help="of the S3 service; without it AWS")
     made.add_argument("--bucket", metavar="B")
@@ -64,6 +83,12 @@ def _remote_arguments(made: argparse.ArgumentParser) -> None:
 
 
 def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
+    made = command(
+        sub, "rebuild", "make a volume anew from its remote", tier_commands.rebuild_volume, volume_default=False
+    )
+    made.add_argument("--from-cold", metavar="NAME", required=True, help="what the remote is to be called")
+    _init_arguments(made)
+    _remote_arguments(made)
     made = command(sub, "explain", "why an object is where it is, and what would move it", tier_commands.explain)
     made.add_argument("key", metavar="BUCKET/KEY")
     tiers = group("tier", "move data between the tiers")
@@ -133,22 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     made = command(sub, "init", "make a volume in an empty or new directory", commands.init, volume_default=False)
-    made.add_argument("--s3-listen", metavar="HOST:PORT", help="address of the S3 endpoint (a free port of 127.0.0.1)")
-    made.add_argument(
-        "--admin-listen", metavar="HOST:PORT", help="address for health and metrics (a free port of 127.0.0.1)"
-    )
-    made.add_argument("--mount", metavar="DIR", type=Path, help="where `serve` mounts the volume")
-    made.add_argument(
-        "--hot",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        help="a folder for data instead of VOLUME/hot; may be given several times",
-    )
-    made.add_argument(
-        "--warm", metavar="DIR", type=Path, action="append", help="a disk of the warm tier; give at least K+M of them"
-    )
-    made.add_argument("--ec", metavar="K+M", help="shards of the warm tier: any M of its disks may be lost")
+    _init_arguments(made)
     command(sub, "serve", "serve the S3 endpoint and the mount until SIGTERM", commands.serve)
     for name, text, run in (
         ("s3", "serve the S3 endpoint alone", commands.s3),

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold_admin, hints, objects, packs, warm
-from stratum.cli.commands import _print, _set_up_logs, _table
+from stratum.cli.commands import _print, _set_up_logs, _table, init_document, init_settings
 from stratum.errors import Busy, InvalidArgument, NotFound
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
 from stratum.tier_rows import VALID, ColdRow, DiskRow, MoveRow, PackRow, Tier
 from stratum.tiering import daemon, heal
 from stratum.tiering.explain import explain as explain_key
 from stratum.tiering.mover import exclusive
+from stratum.tiering.rebuild import rebuild
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
@@ -481,3 +482,24 @@ def manifest_names(reader: InodeReader, numbers: list[int]) -> dict[int, str]:
         if keys:
             found[number] = f"{bucket}/{os.fsdecode(keys[0])}"
     return found
+
+
+def rebuild_volume(options: Namespace) -> int:
+    root = options.volume.absolute()
+    row = cold_row(options)
+    changed, warm_paths = init_settings(options)
+    report = rebuild(root, changed, warm_paths, options.from_cold, row)
+    document = {
+        **init_document(root, report.access_key, report.secret_key), "files": report.files, "bytes": report.size, "packs": report.packs,
+        "snapshot": report.snapshot, "lost": report.lost, "damaged": report.damaged,
+    }  # fmt: skip
+    keys = (
+        f"access key  {report.access_key}\nsecret key  {report.secret_key}   (shown only now)"
+        if report.access_key
+        else "users and keys are those of the snapshot"
+    )
+    text = (
+        f"volume      {root}\n{keys}\n{report.files} files, {report.size} bytes in {report.packs} packs; snapshot: {report.snapshot or 'none'}"
+        + "".join(f"\nlost: {name}" for name in report.lost[:50])
+    )
+    return _print(options, document, text)

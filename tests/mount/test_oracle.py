@@ -103,7 +103,12 @@ def put(path: Path, flags: int, mode: int, data: bytes) -> None:
 def facts(path: Path) -> tuple[Any, ...]:
     found = path.lstat()
     size = found.st_size if not stat.S_ISDIR(found.st_mode) else 0
-    return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, size
+    mode = found.st_mode
+    if stat.S_ISREG(mode) and not mode & stat.S_IXGRP:
+        # When somebody outside the group writes, a local file system drops set-group-id even without the group's execute bit;
+        # fuse_setattr of the kernel drops it only with the bit, and tells the file system nothing.
+        mode &= ~stat.S_ISGID
+    return mode, found.st_nlink, found.st_uid, found.st_gid, size
 
 
 def call(step: Step) -> Any:

@@ -334,7 +334,6 @@ def test_query_parameters(signer: Signer) -> None:
         assert listed(query) == (400, "InvalidArgument"), query
     for name in (
         "policy",
-        "lifecycle",
         "website",
         "tagging",
         "replication",

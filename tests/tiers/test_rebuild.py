@@ -1,0 +1,226 @@
+"""A volume from its bucket alone."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stratum import cold, cold_admin, files, fsck, objects
+from stratum.buckets import get as get_bucket
+from stratum.errors import ForeignRemote, NotFound, StratumError
+from stratum.files import Attributes
+from stratum.identity import Identities
+from stratum.listing import list_page
+from stratum.schema import Kind, ObjectMetadata
+from stratum.tier_rows import Tier
+from stratum.tiering import snapshots
+from stratum.tiering.mover import Mover
+from stratum.tiering.rebuild import Report, rebuild
+from stratum.volume import Volume
+from tests.support import BUCKET, get, put
+from tests.tiers.conftest import directory_row, make_tiered
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def fill(opened: Volume, count: int, seed: int = 3) -> dict[bytes, bytes]:
+    """Objects of all sizes and odd names, with metadata, modes and attributes."""
+    chance = random.Random(seed)
+    made: dict[bytes, bytes] = {}
+    for number in range(count):
+        key = chance.choice(
+            [f"plain-{number}", f"a/b/{number}", f"döner {number}", f"a//x{number}", f"./{number}"]
+        ).encode()
+        data = chance.randbytes(chance.choice([1, 100, 5000, 16_384, 16_385, 70_000]))
+        inode = put(opened, key, data)
+        made[key] = data
+
+        def decorate(tx: Any, inode: int = inode.number, number: int = number) -> None:
+            found = tx.inode(inode)
+            objects.set_metadata(tx, found, ObjectMetadata(content_type="text/x", user={"n": str(number)}, owner="o"))
+            files.set_attributes(
+                tx, inode, Attributes(mode=0o600 + number % 8, uid=number, mtime_ns=number * 10**9 + 7)
+            )
+            files.set_attribute(tx, inode, b"user.x", b"value %d" % number)
+
+        opened.mutate(decorate)
+    return made
+
+
+def picture(opened: Volume) -> dict[bytes, tuple[Any, ...]]:
+    """Everything a user can see of the bucket's objects."""
+    found: dict[bytes, tuple[Any, ...]] = {}
+    with opened.snapshot() as reader:
+        row = get_bucket(reader, BUCKET)
+        after, pages = b"", []
+        while True:
+            page = list_page(reader, row, after=after)
+            pages += page.objects
+            after = page.last
+            if not page.truncated:
+                break
+        for key, size, mtime_ns, etag in pages:
+            state = objects.head(reader, row, key)
+            inode = state.inode
+            attributes = [
+                (name, files.get_attribute(reader, inode.number, name))
+                for name in files.list_attributes(reader, inode.number)
+            ]
+            found[key] = (
+                size,
+                mtime_ns,
+                etag,
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.version,
+                state.metadata,
+                attributes,
+            )
+    return found
+
+
+def all_files(opened: Volume) -> list[int]:
+    with opened.snapshot() as reader:
+        from stratum.schema import Inode, unpack_u64
+
+        rows = ((unpack_u64(key[1:])[0], raw) for key, raw in reader.scan(b"I", b"J"))
+        return [number for number, raw in rows if Inode.unpack(number, raw).kind == Kind.FILE]
+
+
+def again(tmp_path: Path, **changed: Any) -> tuple[Report, Path]:
+    row = directory_row(tmp_path / "archive", **changed)
+    return rebuild(tmp_path / "new", {"volume.ec": ""}, [], "archive", row), tmp_path / "new"
+
+
+@pytest.mark.parametrize("with_snapshot", [False, True])
+def test_the_bucket_alone_brings_everything_back(tmp_path: Path, with_snapshot: bool) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        made = fill(opened, 300)
+        outcome = Mover(opened).move(all_files(opened), Tier.COLD, cause="test", alone=True)
+        assert outcome.failed == {}
+        before = picture(opened)
+        if with_snapshot:
+            snapshots.take(opened, "archive")
+        sizes = [
+            path.stat().st_size
+            for path in (tmp_path / "archive" / "objects" / "v1").rglob("*")
+            if path.is_file() and "_index" not in str(path)
+        ]
+        assert all(size >= 128 * 1024 for size in sizes)
+        assert len(sizes) < 20, "small objects are packed"
+    report, root = again(tmp_path)
+    assert (report.lost, report.damaged) == ([], [])
+    with Volume(root, "test") as opened:
+        assert picture(opened) == before
+        for key, data in made.items():
+            assert get(opened, key) == data, key
+        assert fsck.check(opened) == []
+        Identities(opened)
+        assert report.access_key, "an unencrypted snapshot holds no keys, so there is a fresh one"
+
+
+def test_files_newer_than_the_snapshot_come_from_packs(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "old", b"o" * 30_000)
+        put(opened, "inline", b"only in the snapshot")
+        mover = Mover(opened)
+        mover.move(all_files(opened)[:1], Tier.COLD, cause="test", alone=True)
+        snapshots.take(opened, "archive")
+        put(opened, "late", b"l" * 30_000)
+        put(opened, "never sent", b"n" * 30_000)
+        with opened.snapshot() as reader:
+            late = objects.head(reader, get_bucket(reader, BUCKET), b"late").inode.number
+        mover.move([late], Tier.COLD, cause="test", alone=True)
+    report, root = again(tmp_path)
+    assert report.snapshot
+    with Volume(root, "test") as opened:
+        assert get(opened, "old") == b"o" * 30_000
+        assert get(opened, "inline") == b"only in the snapshot"
+        assert get(opened, "late") == b"l" * 30_000
+        assert sorted(picture(opened)) == [b"inline", b"late", b"old"]
+        assert fsck.check(opened) == []
+
+
+def test_what_lay_only_on_the_lost_disks_is_listed(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "hot", b"h" * 50_000)
+        cold_one = put(opened, "d/cold", b"c" * 50_000)
+        Mover(opened).move([cold_one.number], Tier.COLD, cause="test", alone=True)
+        snapshots.take(opened, "archive")
+    report, root = again(tmp_path)
+    assert report.lost == [f"{BUCKET}/hot"]
+    with Volume(root, "test") as opened:
+        assert get(opened, "d/cold") == b"c" * 50_000
+        assert fsck.check(opened) == []
+
+
+def test_encrypted_snapshots_bring_keys_back(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(os.urandom(32).hex())
+    key.chmod(0o600)
+    (tmp_path / "archive").mkdir()
+    with Volume(make_tiered(tmp_path, remote=False), "test") as opened:
+        identities = Identities(opened)
+        _, access, _ = identities.add_user("somebody")
+        cold_admin.add(opened, "archive", directory_row(tmp_path / "archive", encryption_key=str(key)))
+        inode = put(opened, "k", b"x" * 50_000)
+        Mover(opened).move([inode.number], Tier.COLD, cause="test", alone=True)
+        snapshots.take(opened, "archive")
+    with pytest.raises(StratumError):
+        again(tmp_path)
+    assert not (tmp_path / "new").exists()
+    report, root = again(tmp_path, encryption_key=str(key))
+    assert report.access_key == ""
+    with Volume(root, "test") as opened:
+        assert access in {row["access_key"] for row in Identities(opened).access_keys()}
+        assert get(opened, "k") == b"x" * 50_000
+
+
+def test_the_old_volume_refuses_to_write_once_another_took_over(tmp_path: Path) -> None:
+    root = make_tiered(tmp_path)
+    with Volume(root, "test") as opened:
+        first, second = put(opened, "a", b"a" * 50_000), put(opened, "b", b"b" * 50_000)
+        Mover(opened).move([first.number], Tier.COLD, cause="test", alone=True)
+    again(tmp_path)
+    with Volume(root, "test") as opened:
+        with pytest.raises(ForeignRemote):
+            Mover(opened).move([second.number], Tier.COLD, cause="test", alone=True)
+        assert get(opened, "a") == b"a" * 50_000
+        assert get(opened, "b") == b"b" * 50_000
+    with Volume(tmp_path / "new", "test") as opened:
+        inode = put(opened, "c", b"c" * 50_000)
+        assert Mover(opened).move([inode.number], Tier.COLD, cause="test", alone=True).moved_files == 1
+
+
+def test_a_foreign_bucket_is_refused_and_an_empty_one_is_no_volume(tmp_path: Path) -> None:
+    make_tiered(tmp_path)
+    (tmp_path / "other").mkdir()
+    with Volume(make_tiered(tmp_path / "other", remote=False), "test") as opened:
+        with pytest.raises(ForeignRemote):
+            cold_admin.add(opened, "theirs", directory_row(tmp_path / "archive"))
+        with opened.snapshot() as reader:
+            assert cold.rows(reader) == {}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound):
+        rebuild(tmp_path / "new", {}, [], "x", directory_row(tmp_path / "empty"))
+
+
+def test_a_damaged_pack_costs_only_what_it_holds(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        mover = Mover(opened)
+        for name in ("a", "b"):
+            mover.move([put(opened, name, name.encode() * 150_000).number], Tier.COLD, cause="test", alone=True)
+    packs = [path for path in (tmp_path / "archive" / "objects" / "v1").rglob("*") if path.is_file()]
+    raw = bytearray(packs[0].read_bytes())
+    raw[-10] ^= 1
+    packs[0].write_bytes(raw)
+    report, root = again(tmp_path)
+    assert len(report.damaged) == 1
+    with Volume(root, "test") as opened:
+        assert len(picture(opened)) == 1
+        assert fsck.check(opened) == []
