@@ -46,7 +46,8 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        return self._is_open
+        """Whether the next request is refused; when it is time to try again it is not."""
+        return self._is_open and self._clock() < self._open_until
 
     def enter(self) -> None:
         """Raises `RemoteError` at once while the breaker is open."""

@@ -171,9 +171,10 @@ def read_extent(
                 volume, number, row, checksums, located, start, stop, may_wait=may_wait, may_recall=may_recall,
                 wanted_stop=max(wanted_stop, stop),
             )  # fmt: skip
-        except (DataDamaged, TierUnavailable):
+        except (DataDamaged, TierUnavailable) as error:
             if again:
-                volume.damage_seen(number)
+                if isinstance(error, DataDamaged):
+                    volume.damage_seen(number)
                 raise
         else:
             if hot:

@@ -89,8 +89,9 @@ class RecallCache:
                         time.sleep(WATCH_S)
                         continue
                     break
-                if os.fstat(fd).st_nlink == 0:
-                    continue  # trimmed between opening and locking
+                now = os.fstat(fd)
+                if now.st_nlink == 0 or now.st_size >= stop - first:
+                    continue  # trimmed, or filled, between looking and locking
                 self._fill(pack, length, cell, fd, stop, wanted_stop, fetch, deadline_s)
             finally:
                 os.close(fd)

@@ -135,7 +135,7 @@ class Snapshot:
     needs again (key, user, bucket, directories) are taken from the memory of the same transaction id instead.
     """
 
-    __slots__ = ("_entered", "_volume")
+    __slots__ = ("_entered", "_reader", "_volume")
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
@@ -147,9 +147,11 @@ class Snapshot:
         if identity != kv.id:
             rows = {}
             self._volume.remembered = (kv.id, rows)
-        return RememberingReader(kv, rows)
+        self._reader = RememberingReader(kv, rows)
+        return self._reader
 
     def __exit__(self, *error: object) -> None:
+        self._reader.end()
         self._entered.__exit__(*error)  # type: ignore[arg-type]  # what the interpreter passed on
 
 
@@ -159,6 +161,10 @@ class RememberingReader(InodeReader):
         self._ask = kv.get
         self._rows = rows
         self.get = self._get
+
+    def end(self) -> None:
+        """Let go of the transaction: LMDB gives its reader slot back with the object, and a cycle would keep that alive."""
+        self.get = self._ask
 
     def _get(self, key: bytes, /) -> bytes | None:
         rows = self._rows

@@ -96,10 +96,17 @@ STARTED: list[Server] = []
 class Server:
     """A `stratum serve` of its own volume, ended by `stop` or `kill`."""
 
-    def __init__(self, root: Path, *, mount: bool = False, settings: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        mount: bool = False,
+        settings: dict[str, dict[str, Any]] | None = None,
+        init_words: list[str | Path] | None = None,
+    ) -> None:
         self.root = root / "volume"
         self.mount = root / "mount" if mount else None
-        words: list[str | Path] = ["init", self.root, "--json"]
+        words: list[str | Path] = ["init", self.root, "--json", *(init_words or ())]
         if self.mount:
             words += ["--mount", self.mount]
         facts = json.loads(stratum(*words).stdout)

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import hints, housekeeping, packs, tree
+from stratum import evidence, hints, housekeeping, packs, tree
 from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import ExtentRow, Kind, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
@@ -111,9 +111,9 @@ class Tierd:
     def step(self) -> bool:
         """One round of everything; whether there is more to do at once."""
         busy = self._guarded("relief", self._relieve)
+        self._publish()
         if self._paused():
             self._guarded("asked", self._asked)
-            self._publish()
             return False
         for name, work in (
             ("asked", self._asked), ("repair", self._healer.repair), ("background", self._background), ("lifecycle", self._lifecycle.run),
@@ -126,7 +126,6 @@ class Tierd:
             busy = self._guarded(name, work) or busy
             if name != "asked" and self._gauge_is_high():
                 return True
-        self._publish()
         return busy
 
     def _guarded(self, name: str, work: Callable[[], bool]) -> bool:
@@ -213,6 +212,7 @@ class Tierd:
         rest = [number for number in order if number not in dual]
         targets = [tier for tier, takes in ((Tier.WARM, around.warm), (Tier.COLD, around.cold)) if takes]
         for target in targets:
+            rest = self._still_hot(rest)
             if freed >= wanted or not rest:
                 break
             try:
@@ -220,6 +220,11 @@ class Tierd:
             except TierUnavailable as error:
                 log.warning("relief_turns_away", tier=target.name.lower(), error=error.message)
         return freed
+
+    def _still_hot(self, numbers: list[int]) -> list[int]:
+        with self._volume.snapshot() as reader:
+            rows = [(number, evidence.get(reader, number)) for number in numbers]
+        return [number for number, row in rows if row is not None and row.tier == Tier.HOT]
 
     def _move_until(self, numbers: list[int], tier: Tier, cause: str, wanted: int, known: dict[int, Known]) -> int:
         freed, at = 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
@@ -173,3 +174,14 @@ def test_overwrites_of_small_files_do_not_grow_the_store(opened: Volume) -> None
     live = sum(sizes.values())
     assert used[-1] < 3 * live, f"{used[-1]} bytes for {live}"
     assert used[-1] < used[0] * 1.3, f"the store grows with every overwrite: {used}"
+
+
+def test_a_snapshot_gives_its_reader_slot_back_at_once(opened: Volume) -> None:
+    """Not when the garbage collector comes by: there are only so many."""
+    gc.disable()
+    try:
+        for _ in range(opened.config.metadata_readers_max * 3):
+            with opened.snapshot() as reader:
+                reader.get(b"x")
+    finally:
+        gc.enable()
