@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = {"engine": 240, "s3": 240, "mount": 240, "tiers": 120, "appliance": 120}
+SUITES = {"engine": 240, "s3": 240, "mount": 240, "tiers": 180, "appliance": 120}
 
 
 def main() -> int:
