@@ -1,6 +1,6 @@
 # make run      install, make a demo volume if there is none, serve it
 # make check    install, then format, lint, types, tests, package build: the one word before a commit
-# Slow suites:  make soak, make bench, make bench-mount, make bench-invalidation, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
+# Slow suites:  make soak, make bench, make bench-mount, make bench-invalidation, make bench-tiers, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
 
 SHELL := /bin/bash
 VENV := .venv
@@ -8,7 +8,7 @@ PYTHON := $(VENV)/bin/python
 BASE_PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
 PACKAGES := python3 python3-venv python3-dev gcc pkg-config fuse3 libfuse3-dev rclone restic sqlite3 git fio rsync
 
-.PHONY: run check install format lint types test build soak bench bench-mount bench-invalidation compliance clean
+.PHONY: run check install format lint types test build soak bench bench-mount bench-invalidation bench-tiers compliance clean
 
 install: $(VENV)/.installed
 
@@ -54,7 +54,10 @@ bench: install
 	$(PYTHON) bench/run.py $(if $(RIVALS),--rivals $(RIVALS),)
 
 bench-mount: install
-	$(PYTHON) bench/mounts.py $(if $(RIVALS_MOUNTS),--rivals $(RIVALS_MOUNTS),)
+	$(PYTHON) bench/mounts.py $(if $(RIVALS_MOUNTS)bench-tiers: install
+	@$(PYTHON) -m bench.tiers
+
+,--rivals $(RIVALS_MOUNTS),)
 
 bench-invalidation: install
 	$(PYTHON) bench/invalidation.py

@@ -367,8 +367,10 @@ class ColdStore:
                 self._cache = RecallCache(self._volume.root / "recall", self._volume.config.cold_cache_bytes_max)
             return self._cache
 
-    def read(self, number: int, row: PackRow, start: int, stop: int, wanted_stop: int) -> bytes:
-        """Bytes [start, stop) of a pack, unverified; the reader is likely to go on to `wanted_stop`.
+    def read(self, number: int, row: PackRow, start: int, least_stop: int, stop: int, wanted_stop: int) -> bytes:
+        """Bytes of a pack from `start` to at least `least_stop`, and on to `stop` as far as they have arrived; unverified.
+
+        The reader is likely to go on to `wanted_stop`.
 
         Raises `TierUnavailable`, `NeedsRestore`, or `DataDamaged` if the remote has lost it.
         """
@@ -381,7 +383,7 @@ class ColdStore:
                 yield piece
 
         try:
-            return self.cache.read(number, row.length, start, stop, wanted_stop, fetch, deadline_s)
+            return self.cache.read(number, row.length, start, least_stop, stop, wanted_stop, fetch, deadline_s)
         except RemoteArchived as error:
             raise NeedsRestore(
                 f"the bytes lie in an archive class of remote {row.remote!r}; ask with RestoreObject, wait, then read again"

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = get_logger("copies")
 Located = list[tuple[Tier, "CopyRow", "PackRow"]]
-COLD_PIECE_BYTES = 256 * 1024
-"""Of one read from a remote: what has arrived is passed on, a reader need not wait for a mebibyte."""
 _NOTED_MAX = 4096
 
 
@@ -78,9 +76,8 @@ def read(
     """
     problems: list[StratumError] = []
     for tier, place, pack in located:
-        end = stop if tier == Tier.WARM else min(stop, start - start % BLOCK_BYTES + COLD_PIECE_BYTES)
         first = start // BLOCK_BYTES * BLOCK_BYTES
-        last = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, row.length)
+        last = min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, row.length)
         try:
             if tier == Tier.WARM:
                 data = _read_warm(volume, number, place, pack, checksums, first, last, may_wait=may_wait)
@@ -91,6 +88,7 @@ def read(
         except StratumError as error:
             problems.append(error)
             continue
+        end = min(stop, first + len(data))
         return data if (start, end) == (first, last) else memoryview(data)[start - first : end - first]
     if not problems:
         raise DataDamaged(f"extent {number:016x} (it has no copy)", "any tier")
@@ -148,10 +146,15 @@ def _read_cold(
     last: int,
     wanted_stop: int,
 ) -> bytes:
+    """At least the first block, and what else has arrived, in whole blocks."""
+    least = min(first + BLOCK_BYTES, last)
     for attempt in (1, 2):
         data = volume.cold.read(
-            place.pack, pack, place.offset + first, place.offset + last, place.offset + max(wanted_stop, last)
-        )
+            place.pack, pack, place.offset + first, place.offset + least, place.offset + last,
+            place.offset + max(wanted_stop, last),
+        )  # fmt: skip
+        if len(data) < last - first:
+            data = data[: max(len(data) // BLOCK_BYTES * BLOCK_BYTES, least - first)]
         if blocks_match(data, checksums, first):
             return data
         volume.cold.cache.drop(place.pack)

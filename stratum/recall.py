@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from stratum.errors import TierUnavailable
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 CELL_BYTES = 1024 * 1024
 AHEAD_CELLS_MAX = EXTENT_BYTES_MAX // CELL_BYTES
-WATCH_S = 0.002
+WATCH_S = 0.001
 TRIM_EVERY_BYTES = 16 * 1024 * 1024
-
-Fetch = "Callable[[int, int], Iterator[bytes]]"
 
 
 class RecallCache:
@@ -49,13 +47,15 @@ class RecallCache:
         pack: int,
         length: int,
         start: int,
+        least_stop: int,
         stop: int,
         wanted_stop: int,
         fetch: Callable[[int, int], Iterator[bytes]],
         deadline_s: float,
     ) -> bytes:
-        """Bytes [start, stop) of a pack of `length`; one fetch may run on to `wanted_stop`, for who asks next.
+        """Bytes of a pack of `length` from `start` to at least `least_stop`, and on to `stop` as far as they are there.
 
+        One fetch may run on to `wanted_stop`, for who asks next.
         `fetch(first, last)` streams bytes of the pack. Raises what it raises, and `TierUnavailable` after `deadline_s`
         (monotonic).
         """
@@ -63,79 +63,82 @@ class RecallCache:
         while start < stop:
             cell = start // CELL_BYTES
             end = min((cell + 1) * CELL_BYTES, stop)
-            pieces.append(self._read_cell(pack, length, cell, start, end, wanted_stop, fetch, deadline_s))
-            start = end
+            if start < least_stop:
+                least = min(end, least_stop)
+                piece = self._read_cell(pack, length, cell, start, least, end, wanted_stop, fetch, deadline_s)
+            else:
+                piece = self._there(pack, cell, start, end)
+            pieces.append(piece)
+            start += len(piece)
+            if start < end:
+                break  # the rest is on its way
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def _there(self, pack: int, cell: int, start: int, stop: int) -> bytes:
+        """What there is of a cell behind `start`, perhaps nothing."""
+        try:
+            fd = os.open(self._path(pack, cell), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return b""
+        try:
+            return os.pread(fd, stop - start, start - cell * CELL_BYTES)
+        finally:
+            os.close(fd)
+
     def _read_cell(
-        self, pack: int, length: int, cell: int, start: int, stop: int, wanted_stop: int,
+        self, pack: int, length: int, cell: int, start: int, stop: int, most: int, wanted_stop: int,
         fetch: Callable[[int, int], Iterator[bytes]], deadline_s: float,
     ) -> bytes:  # fmt: skip
+        """Bytes of one cell from `start` to at least `stop`, at most `most`."""
         first = cell * CELL_BYTES
+        mine: _Fetch | None = None
         while True:
-            path = self._path(pack, cell)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._path(pack, cell), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
+                watched = 0
                 while True:
                     if os.fstat(fd).st_size >= stop - first:
-                        return os.pread(fd, stop - start, start - first)
+                        return os.pread(fd, most - start, start - first)
+                    if mine is not None and mine.error is not None:
+                        raise mine.error
                     try:
                         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
                     except BlockingIOError:
                         if time.monotonic() > deadline_s:
                             raise TierUnavailable(
                                 "the bytes did not arrive from the remote in time; see `stratum cold check`, then try again"
                             ) from None
-                        time.sleep(WATCH_S)
-                        continue
-                    break
+                    watched += 1
+                    time.sleep(WATCH_S if watched < 50 else 5 * WATCH_S)
                 now = os.fstat(fd)
                 if now.st_nlink == 0 or now.st_size >= stop - first:
                     continue  # trimmed, or filled, between looking and locking
-                self._fill(pack, length, cell, fd, stop, wanted_stop, fetch, deadline_s)
+                mine = _Fetch(self._claim(pack, length, cell, fd, stop, wanted_stop), cell, length, fetch)
+                self._since_trim += mine.size
+                fd = -1  # the fetch has it, and its lock
             finally:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
+            if self._since_trim >= TRIM_EVERY_BYTES:
+                self.trim()
 
-    def _fill(
-        self, pack: int, length: int, cell: int, fd: int, stop: int, wanted_stop: int,
-        fetch: Callable[[int, int], Iterator[bytes]], deadline_s: float,
-    ) -> None:  # fmt: skip
-        """Fetch this cell, whose lock is held, and those after it that are wanted, empty and nobody's."""
-        with ExitStack() as stack:
-            fds = [fd]
-            last_cell = (min(max(wanted_stop, stop), length) - 1) // CELL_BYTES
-            for following in range(cell + 1, min(last_cell, cell + AHEAD_CELLS_MAX) + 1):
-                other = os.open(self._path(pack, following), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                stack.callback(os.close, other)
-                try:
-                    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    break
-                if os.fstat(other).st_size:
-                    break
-                fds.append(other)
-            at = cell * CELL_BYTES + os.fstat(fd).st_size
-            end = min((cell + len(fds)) * CELL_BYTES, length)
-            for piece in fetch(at, end):
-                view = memoryview(piece)
-                while view:
-                    target = fds[at // CELL_BYTES - cell]
-                    part = view[: CELL_BYTES - at % CELL_BYTES]
-                    try:
-                        os.pwrite(target, part, at % CELL_BYTES)
-                    except OSError as error:
-                        raise TierUnavailable(
-                            f"the volume has no room to pass on what a remote sends ({error})"
-                        ) from error
-                    at += len(part)
-                    view = view[len(part) :]
-                    if at % CELL_BYTES == 0 and at < end:
-                        fcntl.flock(target, fcntl.LOCK_UN)
-                if time.monotonic() > deadline_s and at < stop:
-                    raise TierUnavailable("the remote is too slow; see `stratum cold check`, then try again")
-            self._since_trim += end - cell * CELL_BYTES
-        if self._since_trim >= TRIM_EVERY_BYTES:
-            self.trim()
+    def _claim(self, pack: int, length: int, cell: int, fd: int, stop: int, wanted_stop: int) -> list[int]:
+        """Take this cell, whose lock is held, and those after it that are wanted, empty and nobody's, locked."""
+        fds = [fd]
+        last_cell = (min(max(wanted_stop, stop), length) - 1) // CELL_BYTES
+        for following in range(cell + 1, min(last_cell, cell + AHEAD_CELLS_MAX) + 1):
+            other = os.open(self._path(pack, following), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = os.fstat(other).st_size == 0
+            except BlockingIOError:
+                free = False
+            if not free:
+                os.close(other)
+                break
+            fds.append(other)
+        return fds
 
     def drop(self, pack: int) -> None:
         """What is here of the pack is wrong, or not wanted any more."""
@@ -158,3 +161,41 @@ class RecallCache:
                 break
             path.unlink(missing_ok=True)
             total -= size
+
+
+class _Fetch:
+    """Fills cells in a thread of its own: who asked first reads along like everybody else, and may go away.
+
+    `fds` are consecutive cells from `cell` on, open and locked; they are closed, and so given up, one by one.
+    """
+
+    def __init__(self, fds: list[int], cell: int, length: int, fetch: Callable[[int, int], Iterator[bytes]]) -> None:
+        self.error: Exception | None = None
+        self._fds = fds
+        self._cell = cell
+        self._fetch = fetch
+        self._at = cell * CELL_BYTES + os.fstat(fds[0]).st_size
+        self._end = min((cell + len(fds)) * CELL_BYTES, length)
+        self.size = self._end - self._at
+        threading.Thread(target=self._run, name="fetch", daemon=True).start()
+
+    def _run(self) -> None:
+        done = 0
+        try:
+            for piece in self._fetch(self._at, self._end):
+                view = memoryview(piece)
+                while view:
+                    part = view[: CELL_BYTES - self._at % CELL_BYTES]
+                    os.pwrite(self._fds[self._at // CELL_BYTES - self._cell], part, self._at % CELL_BYTES)
+                    self._at += len(part)
+                    view = view[len(part) :]
+                while (done + 1) * CELL_BYTES <= self._at - self._cell * CELL_BYTES and done < len(self._fds):
+                    os.close(self._fds[done])
+                    done += 1
+        except OSError as error:
+            self.error = TierUnavailable(f"the volume has no room to pass on what a remote sends ({error})")
+        except Exception as error:  # noqa: BLE001  whoever waits for it gets it
+            self.error = error
+        finally:
+            for fd in self._fds[done:]:
+                os.close(fd)
