@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from stratum import buckets, evidence, lifecycle, objects, storage_classes
 from stratum.errors import NoSuchKey
@@ -143,7 +144,9 @@ def expiration(
     when = lifecycle.expires(rules, context.key, size, mtime_ns / 1e9, context.config.lifecycle_debug_day_s)
     if when is None:
         return []
-    return [("x-amz-expiration", f'expiry-date="{http_date(int(when[0]) * 1_000_000_000)}", rule-id="{when[1]}"')]
+    return [
+        ("x-amz-expiration", f'expiry-date="{http_date(int(when[0]) * 1_000_000_000)}", rule-id="{quote(when[1])}"')
+    ]
 
 
 def internal(context: Context) -> Answer:

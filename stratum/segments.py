@@ -162,8 +162,9 @@ class ExtentWriter:
     Raises `NoSpace` when the disk is full and `StorageFailed` when it does not sync.
     """
 
-    def __init__(self, segments: SegmentStore, size_hint: int | None) -> None:
+    def __init__(self, segments: SegmentStore, size_hint: int | None, relief: Relief | None) -> None:
         self._segments = segments
+        self._relief = relief
         self._hint = size_hint
         self._files: list[_SegmentFile] = []
         self._file: _SegmentFile | None = None
@@ -211,8 +212,7 @@ class ExtentWriter:
     def _begin(self) -> None:
         self._length = 0
         self._sums = []
-        relief = self._segments.relief
-        if relief is not None and relief.divert():
+        if self._relief is not None and self._relief.divert():
             self._diverted, self._room = bytearray(), DIVERTED_BYTES_MAX
             return
         shared = self._hint is not None and self._hint <= SHARED_BYTES_MAX
@@ -230,8 +230,8 @@ class ExtentWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
-        if self._segments.relief is not None and self._diverted is None:
-            self._segments.relief.pause(len(view))
+        if self._relief is not None and self._diverted is None:
+            self._relief.pause(len(view))
         while view:
             if self._file is None and self._diverted is None:
                 self._begin()
@@ -284,8 +284,8 @@ class ExtentWriter:
             self._end_block()
         number = self._segments.new_id()
         if self._diverted is not None:
-            assert self._segments.relief is not None
-            copy = self._segments.relief.write(number, bytes(self._diverted))
+            assert self._relief is not None
+            copy = self._relief.write(number, bytes(self._diverted))
             self._diverted = None
             sums = b"".join(self._sums)
             self.extents.append(PreparedExtent(number, ELSEWHERE_SEGMENT, 0, 0, self._length, sums, False, copy))
@@ -329,8 +329,8 @@ class ExtentWriter:
         self._diverted = None
         for prepared in self.extents:
             if prepared.copy is not None:
-                assert self._segments.relief is not None
-                self._segments.relief.discard(prepared.copy[0])
+                assert self._relief is not None
+                self._relief.discard(prepared.copy[0])
                 continue
             self._segments.free(prepared.segment, prepared.offset, prepared.length, whole=prepared.private)
         self.extents = []
@@ -388,8 +388,9 @@ class SegmentStore:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def writer(self, size_hint: int | None) -> ExtentWriter:
-        return ExtentWriter(self, size_hint)
+    def writer(self, size_hint: int | None, *, hot_only: bool = False) -> ExtentWriter:
+        """`hot_only`: what moves bytes to the hot tier neither waits for the mover nor writes elsewhere."""
+        return ExtentWriter(self, size_hint, None if hot_only else self.relief)
 
     def _emptiest(self) -> int:
         if len(self.folders) == 1:

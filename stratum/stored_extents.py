@@ -78,7 +78,7 @@ def move(volume: Volume, extents: Iterable[int]) -> int:
     with ExitStack() as stack:
         writers: dict[int, ExtentWriter] = {}
         for number, data in found:
-            writer = writers[number] = stack.enter_context(volume.segments.writer(len(data)))
+            writer = writers[number] = stack.enter_context(volume.segments.writer(len(data), hot_only=True))
             writer.write(data)
             writer.seal()
         volume.segments.sync_writers(list(writers.values()))

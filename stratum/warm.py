@@ -461,9 +461,12 @@ class WarmStore:
         for index, disk in enumerate(row.disks):
             if disk:
                 try:
-                    self.shard_path(disk, number, index).unlink(missing_ok=True)
+                    path = self.shard_path(disk, number, index)
                 except FileNotFoundError:
                     continue
+                path.unlink(missing_ok=True)
+                for unfinished in path.parent.glob(f"{path.name}.*.new"):
+                    unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._shards.close()

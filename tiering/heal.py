@@ -245,7 +245,7 @@ class Healer:
             )
             pieces.append(bytes(piece))
             at += len(piece)
-        with volume.segments.writer(row.length) as writer:
+        with volume.segments.writer(row.length, hot_only=True) as writer:
             writer.write(b"".join(pieces))
             prepared = writer.finish()[0]
             writer.committing()

@@ -290,7 +290,7 @@ class Mover:
             if row.segment != ELSEWHERE_SEGMENT or not row.references:
                 continue
             data = self._read(_Member(number, row.generation, row.length))
-            with self._volume.segments.writer(len(data)) as writer:
+            with self._volume.segments.writer(len(data), hot_only=True) as writer:
                 writer.write(data)
                 prepared = writer.finish()[0]
                 assert prepared.checksums == checksums, "verified bytes have the extent's checksums"

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratum import evidence, files, fsck, hints, objects, packs, volume
+from stratum import evidence, files, fsck, hints, objects, packs, stored_extents, volume
 from stratum.buckets import get as get_bucket
 from stratum.errors import ConfigInvalid, InvalidArgument
-from stratum.schema import key_u64
+from stratum.housekeeping import run_once
+from stratum.schema import Slice, key_u64
+from stratum.segments import checksum
 from stratum.tier_rows import AccessRow, MoveRow, Tier
 from stratum.tiering import daemon
 from stratum.tiering.explain import explain
@@ -351,3 +353,39 @@ def test_plan_is_a_dry_run(tiered: Volume) -> None:
     assert (row["from"], row["to"], row["action"], row["rule"]) == ("hot", "warm", "copy ahead", "idle-warm")
     (row,) = daemon.plan(tiered, "ok", 31 * 86400)
     assert row["to"] == "cold"
+
+
+def test_in_an_emergency_new_data_goes_to_the_warm_tier(tiered: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what moves within the hot tier stays in it: an extent of the metadata store, a file that comes back."""
+    monkeypatch.setattr(tiered.relief, "used_percent", lambda: 96.0)
+    monkeypatch.setattr(tiered.relief, "pause", lambda _size: None)
+    inode = put(tiered, "k", DATA)
+    big = put(tiered, "big", DATA * 200)
+    assert where(tiered, inode) == ["warm"]
+    assert get(tiered, "big") == DATA * 200
+    with tiered.snapshot() as reader:
+        assert len(reader.slices(big.number)) == 3
+    extent = tiered.new_id()
+
+    def store(tx: Any) -> None:
+        tx.add_stored_extent(extent, 5)
+        tx.put(key_u64(b"E", extent), checksum(b"store") + b"store")
+        tx.cut_slices(inode.number, 0, 5)
+        tx.put_slice(inode.number, Slice(0, 5, extent, 0))
+
+    tiered.mutate(store)
+    assert stored_extents.move(tiered, [extent]) == 1
+    assert get(tiered, "k") == b"store" + DATA[5:]
+    worker = daemon.Tierd(tiered, gauge=gauge_of(tiered, [10.0]))
+    worker.mover.move([big.number], Tier.HOT, cause="test")
+    assert where(tiered, big) == ["hot", "warm"]
+    with tiered.segments.writer(len(DATA)) as writer:  # nobody keeps it
+        writer.write(DATA)
+        writer.finish()
+    for _ in range(2):
+        run_once(tiered)
+        worker.mover.remove_condemned()
+    assert fsck.check(tiered) == []
+    with tiered.snapshot() as reader:
+        shards = {path.name.split(".")[0] for path in tiered.root.parent.glob("d*/packs/**/*.shard")}
+        assert shards == {f"{number:016x}" for number, _ in packs.scan(reader)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import time
 import urllib.error
@@ -445,3 +446,28 @@ def test_a_second_volume_as_the_remote(served: Served, tmp_path: Path) -> None:
         assert served.body("ours") == DATA
     finally:
         remote.stop()
+
+
+def test_a_cold_file_is_read_without_the_kernels_cache(served: Served) -> None:
+    served.s3.put_object(Bucket=BUCKET, Key="mapped", Body=DATA)
+    served.move("mapped", "cold")
+    with (served.mount / "mapped").open("rb") as file:
+        with pytest.raises(OSError, match="No such device"):
+            mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        assert file.read() == DATA
+    served.move("mapped", "hot")
+    with (
+        (served.mount / "mapped").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped,
+    ):
+        assert mapped[:] == DATA
+
+
+def test_an_expiration_header_cannot_be_split(served: Served) -> None:
+    served.s3.create_bucket(Bucket="split")
+    rule = {"ID": "a\nX-Evil: 1", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 30}}
+    served.s3.put_bucket_lifecycle_configuration(Bucket="split", LifecycleConfiguration={"Rules": [rule]})
+    served.s3.put_object(Bucket="split", Key="k", Body=b"x")
+    head = served.s3.head_object(Bucket="split", Key="k")
+    assert "x-evil" not in head["ResponseMetadata"]["HTTPHeaders"]
+    assert "a%0AX-Evil" in head["Expiration"]
