@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SECONDS = float(os.environ.get("STRATUM_PRESSURE_S") or (300 if os.environ.get("STRATUM_SOAK") else 12))
-DISK_BYTES = 512 * 1024 * 1024
+SECONDS = float(os.environ.get("STRATUM_PRESSURE_S") or (300 if os.environ.get("STRATUM_SOAK") else 8))
+DISK_BYTES = 320 * 1024 * 1024
 WRITERS = 4
 BUCKET = "filling"
 
@@ -123,7 +123,7 @@ def test_writers_never_see_a_full_disk(tmp_path: Path, small_disk: Path, moto: s
             assert writer.error is None, writer.error
         total = sum(writer.bytes for writer in writers)
         print(f"pressure: {total / seconds / 1e6:.0f} MB/s acknowledged, {worst:.1f} % at worst")
-        assert total > (DISK_BYTES if "warm" in others else DISK_BYTES * 0.95), "more than the disk could hold"
+        assert total > DISK_BYTES * 0.95, "more than may lie on the disk"
         assert worst < 95
         client: Any = server.client()
         for writer in writers:
