@@ -54,13 +54,13 @@ bench: install
 	$(PYTHON) bench/run.py $(if $(RIVALS),--rivals $(RIVALS),)
 
 bench-mount: install
-	$(PYTHON) bench/mounts.py $(if $(RIVALS_MOUNTS)bench-tiers: install
-	@$(PYTHON) -m bench.tiers
-
-,--rivals $(RIVALS_MOUNTS),)
+	$(PYTHON) bench/mounts.py $(if $(RIVALS_MOUNTS),--rivals $(RIVALS_MOUNTS),)
 
 bench-invalidation: install
 	$(PYTHON) bench/invalidation.py
+
+bench-tiers: install
+	$(PYTHON) -m bench.tiers
 
 compliance: install
 	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),) $(if $(PJDFSTEST_CRATE),--pjdfstest-crate $(PJDFSTEST_CRATE),)

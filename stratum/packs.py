@@ -153,7 +153,7 @@ def release(tx: MetadataTransaction, extent: int, tier: int, generation: int, gr
         return False
     row, _ = tx.extent(extent)
     others = [other for other in copies(tx, extent) if other != tier]
-    if row.generation != generation or not (is_hot(row) or _any_valid(tx, extent, others)):
+    if row.generation != generation or not row.references or not (is_hot(row) or _any_valid(tx, extent, others)):
         return False
     drop_copy(tx, extent, tier, grace_s)
     # Who located the copy before reads the rows again when it finds it gone.

@@ -196,7 +196,7 @@ class Volume:
             raise VolumeInvalid(
                 f"{self.root} has format {version}; this program reads {FORMAT_VERSION}; use the version that made it"
             )
-        self.instance = str(unpack_json(instance)["id"]) if instance is not None else ""
+        self.instance = str(unpack_json(instance)["id"]) if instance is not None else self._name_instance()
         """Names the volume to disks and remotes."""
         self.session = Session(self.meta, self.store, role)
         self.new_id = self.session.new_id
@@ -222,6 +222,15 @@ class Volume:
             self.store, self.session.id, self.new_id,
             acknowledge=self._acknowledger.submit, may_grow=self._may_grow, release_reserve=self._release_reserve,
         )  # fmt: skip
+
+    def _name_instance(self) -> str:
+        """A volume from before the tiers gets its name when it is first opened."""
+        with self.store.transact() as tx:
+            raw = tx.get(b"ginstance")
+            if raw is None:
+                raw = pack_json({"id": uuid.uuid4().hex})
+                tx.put(b"ginstance", raw)
+            return str(unpack_json(raw)["id"])
 
     def __enter__(self) -> Self:
         return self

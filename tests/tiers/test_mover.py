@@ -599,3 +599,39 @@ def test_packs_that_are_mostly_waste_are_written_anew(tiered: Volume) -> None:
     with tiered.snapshot() as reader:
         assert all(row.live_bytes == row.length for _, row in packs.scan(reader))
     assert get(tiered, "k0") == DATA
+
+
+def test_a_volume_from_before_the_tiers_gets_what_it_lacks(tmp_path: Path) -> None:
+    """Its name when it is opened; owners and evidence of its files by `fsck --repair`."""
+    root = make_tiered(tmp_path, remote=False)
+    with Volume(root, "test") as opened:
+        inode = put(opened, "k", DATA)
+
+        def forget(tx: Any) -> None:
+            tx.delete(b"ginstance")
+            for table in (b"a", b"b", b"o"):
+                for key, _ in list(tx.scan(table, bytes((table[0] + 1,)))):
+                    tx.delete(key)
+
+        opened.mutate(forget)
+    with Volume(root, "test") as opened:
+        assert len(opened.instance) == 32
+        assert {finding.kind for finding in fsck.check(opened)} == {"no-evidence", "unowned-extent"}
+        fsck.check(opened, repair=True)
+        assert fsck.check(opened) == []
+        with opened.snapshot() as reader:
+            assert evidence.get(reader, inode.number) is not None
+    with Volume(root, "test") as opened:
+        assert len(opened.instance) == 32
+
+
+def test_a_copy_of_what_is_being_freed_is_left_to_the_one_who_frees_it(tiered: Volume) -> None:
+    """Giving up its copy would change its generation, and nobody would free it any more."""
+    inode = put(tiered, "k", DATA)
+    mover = Mover(tiered)
+    mover.copy([_extent(tiered, inode)], Tier.COLD, alone=True)
+    extent = _extent(tiered, inode)
+    with tiered.reading():
+        delete(tiered, "k")
+        assert not tiered.mutate(lambda tx: packs.release(tx, extent, Tier.COLD, tx.extent(extent)[0].generation, 0.0))
+    settled(tiered, mover)
