@@ -43,7 +43,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.DataDamaged: errno.EIO,
     engine.StorageFailed: errno.EIO,
     engine.TierUnavailable: errno.EIO,
-    engine.NeedsRestore: errno.EAGAIN,
+    engine.NeedsRestore: errno.EIO,  # not EAGAIN: buffered readers take that for "nothing yet" and copy a truncated file
     engine.ForeignRemote: errno.EIO,
     engine.SessionDead: errno.EIO,
     engine.Busy: errno.EBUSY,

@@ -139,6 +139,7 @@ def route(request: S3Request) -> tuple[Handler, str]:
 
 
 _SEND_BYTES = 256 * 1024
+RETRY_AFTER_S = "2"
 
 
 class ClientGone(ConnectionError):
@@ -316,6 +317,8 @@ class Application:
         headers = [("Content-Type", "application/xml")]
         if code == "InvalidRange" and "ActualObjectSize" in extra:
             headers.append(("Content-Range", f"bytes */{extra['ActualObjectSize']}"))
+        if code in {"ServiceUnavailable", "SlowDown"}:
+            headers.append(("Retry-After", RETRY_AFTER_S))
         if request is not None and request.has_body and "expect" not in request.fields:
             await exchange.incoming.drain(request.fields.get("content-length", ""))
         return Answer(status, headers, b"" if status == 304 else body)

@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratum import packs, warm
 from stratum.config import load, parse_listen
 from stratum.housekeeping import Housekeeper
 from stratum.log import get_logger
 from stratum.processes import KeptProcess, end_all, proportional_bytes
+from stratum.schema import unpack_json
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
@@ -167,12 +169,37 @@ def status(root: Path) -> dict[str, Any]:
             )
         pids = [int(str(process["pid"])) for process in processes if process["state"] == "running"]
         problems = _problems(volume, config, processes, served=bool(pids), mounted=bool(mounts))
+        problems += _tier_problems(volume, served=bool(pids))
         return {
             "volume": str(volume.root), "health": "ok" if not problems else "degraded", "problems": problems, "endpoint": config.endpoint,
             "mount": str(volume.root / config.mount_path) if config.mount_path else None, "buckets": len(rows),
             "objects": sum(objects for objects, _ in usage), "bytes": sum(size for _, size in usage), "disks": disks,
             "metadata_bytes": volume.store.used_bytes(), "processes": processes, "memory_bytes": proportional_bytes(pids),
         }  # fmt: skip
+
+
+def _tier_problems(volume: Volume, *, served: bool) -> list[str]:
+    """What is wrong with the tiers; each names the command that says more."""
+    with volume.snapshot() as reader:
+        disks = {number: row for number, row in warm.disks(reader).items() if row.state != "replaced"}
+        waiting = [unpack_json(raw) for _, raw in reader.scan_prefix(b"h")]
+        tierd = packs.setting(reader, "tierd")
+    problems = [
+        f"the disk {row.path} of the warm tier is missing; mount it, or `stratum disk replace` it"
+        for number, row in disks.items()
+        if not volume.warm.is_present(number, row)
+    ]
+    failing = [str(why["error"]) for why in waiting if why.get("error")]
+    if waiting:
+        what = f", and {len(failing)} cannot be: {failing[0]}" if failing else ""
+        problems.append(f"{len(waiting)} packs of the warm tier wait to be repaired{what}; see `stratum disk list`")
+    if served and tierd.get("level") in {"high", "emergency"}:
+        problems.append(f"a hot disk is above its {tierd['level']} mark; see `stratum tier status`")
+    if served and tierd.get("failing"):
+        problems.append(
+            f"the tiering daemon cannot do: {', '.join(tierd['failing'])}; see its log and `stratum cold check`"
+        )
+    return problems
 
 
 def _problems(

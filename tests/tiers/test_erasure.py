@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from stratum.tier_rows import VALID, Tier
 from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover
 from stratum.volume import Volume
-from tests.support import get, put
+from tests.support import get, put, stratum
 from tests.tiers.conftest import make_tiered
 
 if TYPE_CHECKING:
@@ -160,6 +161,12 @@ def test_writing_goes_on_with_m_disks_missing_and_stops_beyond(tiered: Volume, t
     with pytest.raises(TierUnavailable):
         mover.move([second.number], Tier.WARM, cause="test")
     assert get(tiered, "b") == DATA
+    problems = " ".join(json.loads(stratum("status", tiered.root, "--json").stdout)["problems"])
+    for words in (
+        f"the disk {tmp_path / 'd1'} of the warm tier is missing",
+        "1 packs of the warm tier wait to be repaired",
+    ):
+        assert words in problems
     (tmp_path / "gone1").rename(tmp_path / "d1")
     (tmp_path / "gone2").rename(tmp_path / "d2")
     assert get(tiered, "a") == DATA

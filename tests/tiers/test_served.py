@@ -67,6 +67,8 @@ class Served:
             except ClientError as error:
                 if "left alone" not in str(error) or time.monotonic() > deadline:
                     raise
+                told = error.response["ResponseMetadata"]["HTTPHeaders"]
+            assert told["retry-after"] == "2"
             time.sleep(0.3)
 
     @staticmethod
@@ -479,3 +481,24 @@ def test_an_expiration_header_cannot_be_split(served: Served) -> None:
     head = served.s3.head_object(Bucket="split", Key="k")
     assert "x-evil" not in head["ResponseMetadata"]["HTTPHeaders"]
     assert "a%0AX-Evil" in head["Expiration"]
+
+
+def test_an_object_archived_behind_our_back_is_restored_on_request(served: Served) -> None:
+    """403 until somebody asks; then the remote is asked, the bytes come back for a while, and stay readable."""
+    direct: Any = boto3.client(
+        "s3", endpoint_url=served.moto, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1", config=Config(signature_version="s3v4")
+    )  # fmt: skip
+    served.s3.put_object(Bucket=BUCKET, Key="deep", Body=DATA)
+    served.move("deep", "cold")
+    key = "p/" + served.explain("deep")["extents"][0]["place"].split(": ")[1].split(" at ")[0]
+    direct.copy_object(Bucket="remote", Key=key, CopySource={"Bucket": "remote", "Key": key}, StorageClass="GLACIER")
+    with pytest.raises(ClientError) as caught:
+        served.body("deep")
+    answer = caught.value.response
+    assert (answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"]) == (403, "InvalidObjectState")
+    with pytest.raises(OSError, match="Input/output error"):
+        (served.mount / "deep").read_bytes()
+    served.s3.restore_object(Bucket=BUCKET, Key="deep", RestoreRequest={"Days": 10})
+    served.until("deep", "hot")
+    assert served.body("deep") == DATA
+    assert (served.mount / "deep").read_bytes() == DATA
