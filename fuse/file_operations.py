@@ -84,9 +84,6 @@ class FileOperations(Base):
         """Any contiguous buffer serves; the binding's types say bytes. Only bytes in memory are read in the loop."""
         handle = self.open_files.handles[fh]
         state = handle.state
-        if not handle.has_read:
-            handle.has_read = True
-            self._volume.evidence.read(state.number, size)
         ahead_bytes = AHEAD_BYTES if off == handle.read_end else 0
         handle.read_end = off + size
         while True:
@@ -102,6 +99,9 @@ class FileOperations(Base):
                     pieces = await self._read_waiting(plan, off, committed, ahead_bytes)
             if self._fresh(state.number).version == inode.version:
                 break  # else what was written meanwhile may have left the buffer for the store
+        if not handle.has_read:
+            handle.has_read = True
+            self._volume.evidence.read(state.number, size)
         buffer = state.buffer
         if buffer is None or not buffer.dirty:
             return cast("bytes", pieces[0]) if len(pieces) == 1 else b"".join(pieces)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from stratum.descriptors import WouldRecall
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
 
     from stratum.content import PlannedRead
@@ -23,7 +24,9 @@ class Stream:
     `begin` and `read` block; they run in threads, one at a time. `read` returns nothing at the end.
     """
 
-    def __init__(self, pieces: PlannedRead, guard: ExitStack) -> None:
+    def __init__(self, pieces: PlannedRead, guard: ExitStack, began: Callable[[], None] | None = None) -> None:
+        """`began` is called when the first piece is there."""
+        self._began = began
         self._pieces = pieces
         self._guard = guard
         self.first: bytes | memoryview = b""
@@ -47,6 +50,8 @@ class Stream:
         except BaseException:
             self.close()
             raise
+        if self._began is not None:
+            self._began()
         return self.first
 
     def read(self) -> bytes | memoryview:

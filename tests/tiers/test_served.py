@@ -502,3 +502,16 @@ def test_an_object_archived_behind_our_back_is_restored_on_request(served: Serve
     served.until("deep", "hot")
     assert served.body("deep") == DATA
     assert (served.mount / "deep").read_bytes() == DATA
+
+
+def test_reads_that_fail_bring_nothing_back(served: Served) -> None:
+    served.s3.put_object(Bucket=BUCKET, Key="failing", Body=DATA)
+    served.move("failing", "cold")
+    served.proxy.plan = lambda method, path, _number: "403" if method == "GET" and "/v1/" in path else ""
+    for _ in range(4):
+        with pytest.raises(ClientError):
+            served.body("failing")
+        with pytest.raises(OSError, match="Input/output error"):
+            (served.mount / "failing").read_bytes()
+    time.sleep(1.5)
+    assert served.explain("failing")["inputs"]["reads"] == 0
