@@ -17,7 +17,7 @@ from stratum.s3.context import Context, check_key, http_date
 from stratum.s3.errors import S3Error, not_implemented
 from stratum.s3.xml import only, parse, text
 from stratum.schema import Kind, key_u64
-from stratum.tier_rows import RestoreRow, Tier
+from stratum.tier_rows import TIER_OF_CLASS, RestoreRow, Tier
 from stratum.tiering.explain import explain
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _own(context: Context, reader: InodeReader) -> BucketRow:
 def put_lifecycle(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         _own(context, reader)
-        classes = [name for name in storage_classes.TIER_OF if storage_classes.is_known(context.volume, reader, name)]
+        classes = [name for name in TIER_OF_CLASS if storage_classes.is_known(context.volume, reader, name)]
     rules = lifecycle_xml.parse_rules(
         parse(read_document(context), "LifecycleConfiguration"), set(classes) - {"STANDARD"}
     )

@@ -7,11 +7,12 @@ from another one later, and told to the repair queue now.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stratum import packs, warm
 from stratum.descriptors import WouldRecall, WouldWait
-from stratum.errors import DataDamaged, StratumError, TierUnavailable
+from stratum.errors import DataDamaged, StratumError
 from stratum.log import get_logger
 from stratum.segments import BLOCK_BYTES, blocks_match
 from stratum.tier_rows import Tier
@@ -56,6 +57,32 @@ def locate(reader: InodeReader, extent: int) -> Located:
     return found
 
 
+@dataclass(slots=True, frozen=True)
+class _Wanted:
+    """Whole blocks [first, last) of an extent."""
+
+    extent: int
+    checksums: bytes
+    first: int
+    last: int
+
+    def matches(self, data: bytes) -> bool:
+        return blocks_match(data, self.checksums, self.first)
+
+
+def read_whole(volume: Volume, number: int, row: ExtentRow, checksums: bytes, located: Located) -> bytes:
+    """All of an extent from its copies, however long that takes. Raises what `read` does."""
+    pieces: list[bytes | memoryview] = []
+    at = 0
+    while at < row.length:
+        piece = read(
+            volume, number, row, checksums, located, at, row.length, may_wait=True, may_recall=True, wanted_stop=row.length
+        )  # fmt: skip
+        pieces.append(piece)
+        at += len(piece)
+    return b"".join(pieces)
+
+
 def read(
     volume: Volume,
     number: int,
@@ -75,16 +102,17 @@ def read(
     be waited for.
     """
     problems: list[StratumError] = []
+    first = start // BLOCK_BYTES * BLOCK_BYTES
+    last = min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, row.length)
+    wanted = _Wanted(number, checksums, first, last)
     for tier, place, pack in located:
-        first = start // BLOCK_BYTES * BLOCK_BYTES
-        last = min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, row.length)
         try:
             if tier == Tier.WARM:
-                data = _read_warm(volume, number, place, pack, checksums, first, last, may_wait=may_wait)
+                data = _read_warm(volume, wanted, place, pack, may_wait=may_wait)
             elif not may_recall or not may_wait:
                 raise WouldRecall
             else:
-                data = _read_cold(volume, number, place, pack, checksums, first, last, min(wanted_stop, row.length))
+                data = _read_cold(volume, wanted, place, pack, min(wanted_stop, row.length))
         except StratumError as error:
             problems.append(error)
             continue
@@ -96,30 +124,20 @@ def read(
     raise next((error for error in problems if not isinstance(error, DataDamaged)), problems[0])
 
 
-def _read_warm(
-    volume: Volume,
-    number: int,
-    place: CopyRow,
-    pack: PackRow,
-    checksums: bytes,
-    first: int,
-    last: int,
-    *,
-    may_wait: bool,
-) -> bytes:
-    start, stop = place.offset + first, place.offset + last
+def _read_warm(volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, *, may_wait: bool) -> bytes:
+    start, stop = place.offset + wanted.first, place.offset + wanted.last
     why = "a shard's bytes do not match"
     try:
         data = volume.warm.read(place.pack, pack, start, stop, may_wait=may_wait)
-        if len(data) == stop - start and blocks_match(data, checksums, first):
+        if len(data) == stop - start and wanted.matches(data):
             return data
     except OSError as error:
         why = str(error)
     if not may_wait:
         raise WouldWait
-    data, bad = volume.warm.recover(place.pack, pack, start, stop, f"extent {number:016x}")
-    if not blocks_match(data, checksums, first):
-        raise DataDamaged(f"extent {number:016x}", f"pack {place.pack:016x}, whose shards agree")
+    data, bad = volume.warm.recover(place.pack, pack, start, stop, f"extent {wanted.extent:016x}")
+    if not wanted.matches(data):
+        raise DataDamaged(f"extent {wanted.extent:016x}", f"pack {place.pack:016x}, whose shards agree")
     report_damage(volume, place.pack, volume.warm.describe(place.pack, pack, bad) or why)
     return data
 
@@ -136,17 +154,9 @@ def report_damage(volume: Volume, pack: int, why: str) -> None:
         volume.mutate_later(note, lambda _: None, frees=True)
 
 
-def _read_cold(
-    volume: Volume,
-    number: int,
-    place: CopyRow,
-    pack: PackRow,
-    checksums: bytes,
-    first: int,
-    last: int,
-    wanted_stop: int,
-) -> bytes:
+def _read_cold(volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, wanted_stop: int) -> bytes:
     """At least the first block, and what else has arrived, in whole blocks."""
+    first, last = wanted.first, wanted.last
     least = min(first + BLOCK_BYTES, last)
     for attempt in (1, 2):
         data = volume.cold.read(
@@ -155,11 +165,8 @@ def _read_cold(
         )  # fmt: skip
         if len(data) < last - first:
             data = data[: max(len(data) // BLOCK_BYTES * BLOCK_BYTES, least - first)]
-        if blocks_match(data, checksums, first):
+        if wanted.matches(data):
             return data
         volume.cold.cache.drop(place.pack)
         log.warning("recalled_bytes_wrong", pack=f"{place.pack:016x}", remote=pack.remote, attempt=attempt)
-    raise DataDamaged(f"extent {number:016x}", f"remote {pack.remote!r}, {pack.key}")
-
-
-__all__ = ["Located", "Noted", "TierUnavailable", "locate", "read", "report_damage"]
+    raise DataDamaged(f"extent {wanted.extent:016x}", f"remote {pack.remote!r}, {pack.key}")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from stratum import evidence
 from stratum.errors import Gone, InvalidArgument
-from stratum.schema import ROOT_INODE, Kind, key_u64, pack_u64
-from stratum.tier_rows import MoveRow, Tier
+from stratum.schema import ROOT_INODE, key_u64, pack_u64
+from stratum.tier_rows import TIER_OF_CLASS, MoveRow, Tier
 
 if TYPE_CHECKING:
     from stratum.schema import Inode, ObjectMetadata
@@ -27,8 +27,6 @@ PRIORITY, PIN_UNTIL = "stratum-priority", "stratum-pin-until"
 ATTRIBUTE_PRIORITY, ATTRIBUTE_PIN_UNTIL = b"user.stratum.priority", b"user.stratum.pin-until"
 ATTRIBUTES = frozenset((ATTRIBUTE_PRIORITY, ATTRIBUTE_PIN_UNTIL))
 TIERS = {"hot": Tier.HOT, "warm": Tier.WARM, "cold": Tier.COLD}
-CLASSES = {"STANDARD": Tier.HOT, "STANDARD_IA": Tier.WARM, "GLACIER_IR": Tier.COLD, "GLACIER": Tier.COLD}
-"""Of S3, and the tiers they stand for."""
 DEPTH_MAX = 4096
 
 
@@ -123,7 +121,7 @@ def metadata_set(tx: MetadataTransaction, inode: Inode, metadata: ObjectMetadata
         ask(
             tx,
             inode.number,
-            MoveRow(CLASSES[metadata.storage_class], f"storage class {metadata.storage_class}", tx.now_ns),
+            MoveRow(TIER_OF_CLASS[metadata.storage_class], f"storage class {metadata.storage_class}", tx.now_ns),
         )
 
 
@@ -137,7 +135,3 @@ def bring_back(tx: MetadataTransaction, inode: Inode, storage_class: str) -> Non
 def ask(tx: MetadataTransaction, inode: int, row: MoveRow) -> None:
     """Ask the mover to look at a file (tier 0) or to bring it somewhere."""
     tx.put(b"m" + pack_u64(inode), row.encode())
-
-
-def is_directory(inode: Inode) -> bool:
-    return inode.kind == Kind.DIRECTORY

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from stratum.schema import key_u64, pack_json, unpack_json
-from stratum.storage_classes import TIER_OF
+from stratum.tier_rows import TIER_OF_CLASS
 
 if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -141,7 +141,7 @@ def transition(
 ) -> tuple[str, str] | None:
     """(storage class that the object should have by now, by which rule): the coldest, then the latest."""
     found = [
-        (TIER_OF[move.storage_class], due_s(move.when, mtime_s, day_s), move.storage_class, rule.identity)
+        (TIER_OF_CLASS[move.storage_class], due_s(move.when, mtime_s, day_s), move.storage_class, rule.identity)
         for rule in rules
         if matches(rule, key, size)
         for move in rule.transitions

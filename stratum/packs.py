@@ -170,6 +170,11 @@ def _any_valid(reader: InodeReader, extent: int, tiers: list[Tier]) -> bool:
     return False
 
 
+def leave_behind(tx: MetadataTransaction, row: ExtentRow) -> None:
+    """The bytes of an extent in its segment are to be given back once no reader can look for them there."""
+    tx.put(key_u64_u64(b"l", row.segment, row.offset), pack_u64(row.length))
+
+
 def free_hot(tx: MetadataTransaction, extent: int, generation: int) -> int:
     """Give up the hot bytes of an extent that has a verified copy elsewhere; how many bytes that frees (0: none)."""
     if not tx.has_extent(extent):
@@ -184,7 +189,7 @@ def free_hot(tx: MetadataTransaction, extent: int, generation: int) -> int:
         tx.set_checksums(extent, block_checksums(data))
         tx.delete(key_u64(b"E", extent))
     else:
-        tx.put(key_u64_u64(b"l", row.segment, row.offset), pack_u64(row.length))
+        leave_behind(tx, row)
     tx.relocate_extent(extent, ELSEWHERE_SEGMENT, 0)
     return row.length
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stratum import cold, evidence, hints
+from stratum import cold, evidence
 from stratum.cold_admin import ARCHIVES
 from stratum.schema import key_u64
-from stratum.tier_rows import Tier
+from stratum.tier_rows import TIER_OF_CLASS, Tier
 
 if TYPE_CHECKING:
     from stratum.schema import Inode, ObjectMetadata
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 STANDARD = "STANDARD"
-TIER_OF = hints.CLASSES
 
 
 def is_known(volume: Volume, reader: InodeReader, name: str) -> bool:
     """Whether an object may be put with the class: it is one of ours and its tier is there."""
-    tier = TIER_OF.get(name)
+    tier = TIER_OF_CLASS.get(name)
     if tier is None:
         return False
     if tier == Tier.WARM:
@@ -39,7 +38,7 @@ def of(reader: InodeReader, inode: Inode, metadata: ObjectMetadata | None = None
         from stratum import objects
 
         metadata = objects.metadata_of(reader, inode)
-    if TIER_OF.get(metadata.storage_class) == Tier.COLD:
+    if TIER_OF_CLASS.get(metadata.storage_class) == Tier.COLD:
         return metadata.storage_class
     return "GLACIER" if _archived(reader) else "GLACIER_IR"
 

@@ -79,6 +79,9 @@ class Tier(enum.IntEnum):
     COLD = 3
 
 
+TIER_OF_CLASS = {"STANDARD": Tier.HOT, "STANDARD_IA": Tier.WARM, "GLACIER_IR": Tier.COLD, "GLACIER": Tier.COLD}
+"""The storage classes of S3 that there are, and where an object of each belongs."""
+
 COPYING, VALID, CONDEMNED = "copying", "valid", "condemned"
 
 

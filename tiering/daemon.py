@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratum import evidence, hints, housekeeping, packs, tree
@@ -251,7 +252,7 @@ class Tierd:
         return stays
 
     def _copied_to(self, reader: InodeReader, number: int) -> Tier | None:
-        """The hottest colder tier that has good copies of all a file's extents, if it is on a disk that is full."""
+        """The hottest colder tier that has good copies of all a file's extents."""
         common = {Tier.WARM, Tier.COLD}
         extents = {piece.extent for piece in reader.slices(number)}
         for extent in extents:
@@ -263,16 +264,19 @@ class Tierd:
         start = after + b"\0" if after else b"b" + bytes((tier,))
         full = self._gauge.full_folders() if len(self._volume.segments.folders) > 1 else None
         found: list[Known] = []
-        with self._volume.snapshot() as reader:
-            rows = reader.first_rows(start, b"b" + bytes((tier + 1,)), WINDOW_FILES)
-            for key, _ in rows:
-                number = split_u64_u64(key[1:])[1]
-                item = files.known(reader, number, self._settings, self._clock())
-                if item is not None and (full is None or self._lies_on(reader, number, full)):
-                    found.append(item)
-        if rows and not found:
-            return self._oldest(tier, rows[-1][0])
-        return found, rows[-1][0] if rows else after
+        while not found:
+            with self._volume.snapshot() as reader:
+                rows = reader.first_rows(start, b"b" + bytes((tier + 1,)), WINDOW_FILES)
+                for key, _ in rows:
+                    number = split_u64_u64(key[1:])[1]
+                    item = files.known(reader, number, self._settings, self._clock())
+                    if item is not None and (full is None or self._lies_on(reader, number, full)):
+                        found.append(item)
+            if not rows:
+                break
+            after = rows[-1][0]
+            start = after + b"\0"
+        return found, after
 
     @staticmethod
     def _lies_on(reader: InodeReader, number: int, folders: set[int]) -> bool:
@@ -294,7 +298,7 @@ class Tierd:
                 :WINDOW_FILES
             ]
             directories = [
-                number for number, _ in due if reader.has_inode(number) and hints.is_directory(reader.inode(number))
+                number for number, _ in due if reader.has_inode(number) and reader.inode(number).kind == Kind.DIRECTORY
             ]
         for number in directories:
             self._ask_below(number)
@@ -338,7 +342,7 @@ class Tierd:
 
         for at in range(0, len(found), WINDOW_FILES):
             batch = found[at : at + WINDOW_FILES]
-            self._volume.mutate(lambda tx, batch=batch: ask(tx, batch), frees=True)  # type: ignore[misc]
+            self._volume.mutate(partial(ask, batch=batch), frees=True)
         self._volume.mutate(lambda tx: tx.delete(key_u64(b"m", directory)), frees=True)
 
     def _carry_out(self, numbers: list[int], target: Tier, cause: str, rows: dict[int, MoveRow]) -> None:

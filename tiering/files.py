@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from stratum import evidence, hints, objects, packs
 from stratum.errors import Gone
 from stratum.schema import Inode, Kind, key_u64
-from stratum.storage_classes import STANDARD, TIER_OF
-from stratum.tier_rows import Tier
+from stratum.storage_classes import STANDARD
+from stratum.tier_rows import TIER_OF_CLASS, Tier
 from stratum.tiering.policy import Facts, Settings, Surroundings
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def known(reader: InodeReader, number: int, settings: Settings, now_s: float | N
     row = evidence.get(reader, number)
     hint = hints.of(reader, inode, metadata, now_s)
     restored = reader.get(key_u64(b"t", number)) is not None
-    asked = TIER_OF.get(metadata.storage_class) if metadata.storage_class not in {"", STANDARD} else None
+    asked = TIER_OF_CLASS.get(metadata.storage_class) if metadata.storage_class not in {"", STANDARD} else None
     facts = Facts(
         tier=Tier(row.tier) if row is not None else Tier.HOT,
         size=inode.size,

@@ -20,9 +20,7 @@ from stratum.schema import (
     ELSEWHERE_SEGMENT,
     STORED_SEGMENT,
     key_u64,
-    key_u64_u64,
     pack_json,
-    pack_u64,
     prefix_range,
     unpack_json,
     unpack_u64,
@@ -209,7 +207,7 @@ class Healer:
             return True
         budget = int(min(max(now_s - self._scrubbed_s, 0.05), 1.0) * speed)
         self._scrubbed_s = now_s
-        scrub = Scrub(self._volume, self, dict(state))
+        scrub = Scrub(self._volume, self, self._mover, dict(state))
         scrub.go_on(budget)
         return False
 
@@ -227,44 +225,8 @@ class Healer:
             located = copies.locate(reader, extent)
         if not located:
             return False
-        pieces = []
-        at = 0
-        while at < row.length:
-            stop = min(at + content.READ_BYTES, row.length)
-            piece = copies.read(
-                volume,
-                extent,
-                row,
-                checksums,
-                located,
-                at,
-                stop,
-                may_wait=True,
-                may_recall=True,
-                wanted_stop=row.length,
-            )
-            pieces.append(bytes(piece))
-            at += len(piece)
-        with volume.segments.writer(row.length, hot_only=True) as writer:
-            writer.write(b"".join(pieces))
-            prepared = writer.finish()[0]
-            writer.committing()
-
-            def place(tx: MetadataTransaction) -> bool:
-                if not tx.has_extent(extent):
-                    return False
-                current, _ = tx.extent(extent)
-                if current.generation != row.generation or not current.references:
-                    return False
-                tx.put(key_u64_u64(b"l", current.segment, current.offset), pack_u64(current.length))
-                tx.relocate_extent(extent, prepared.segment, prepared.offset)
-                tx.count_in_segment(prepared)
-                return True
-
-            if volume.mutate(place):
-                writer.keep()
-            else:
-                writer.reopen()
+        data = copies.read_whole(volume, extent, row, checksums, located)
+        self._mover.write_hot(extent, row.generation, data, checksums)
         log.info("extent_repaired", extent=f"{extent:016x}")
         return True
 
@@ -300,9 +262,10 @@ def start_scrub(volume: Volume) -> None:
 class Scrub:
     """A pass as its row has it."""
 
-    def __init__(self, volume: Volume, healer: Healer, state: dict[str, Any]) -> None:
+    def __init__(self, volume: Volume, healer: Healer, mover: Mover, state: dict[str, Any]) -> None:
         self._volume = volume
         self._healer = healer
+        self._mover = mover
         self._state = state
 
     def go_on(self, budget: int) -> None:
@@ -319,9 +282,8 @@ class Scrub:
 
         def note(tx: MetadataTransaction) -> None:
             current = packs.setting(tx, "scrub").get("state")
-            self._state["state"] = (
-                "paused" if current == "paused" and self._state["state"] == "running" else self._state["state"]
-            )
+            if current == "paused" and self._state["state"] == "running":
+                self._state["state"] = "paused"
             tx.put(b"gscrub", pack_json(self._state))
 
         self._volume.mutate(note, frees=True)
@@ -420,7 +382,7 @@ class Scrub:
         with self._volume.snapshot() as reader:
             extents = [extent for extent, _ in packs.members(reader, number)]
         try:
-            self._healer._mover.copy(extents, Tier.COLD, again=True, alone=True)  # noqa: SLF001  the healer's own
+            self._mover.copy(extents, Tier.COLD, again=True, alone=True)
         except StratumError:
             return False
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stratum import buckets, evidence, hints, lifecycle, listing, multipart, objects, packs, tree
@@ -15,8 +16,8 @@ from stratum.cold_backends.contract import RemoteError
 from stratum.errors import NoSuchBucket, NoSuchUpload, ReadOnlyBucket, StratumError
 from stratum.log import get_logger
 from stratum.schema import Kind, key_u64, prefix_range, unpack_u64
-from stratum.storage_classes import STANDARD, TIER_OF
-from stratum.tier_rows import MoveRow, RestoreRow, Tier
+from stratum.storage_classes import STANDARD
+from stratum.tier_rows import TIER_OF_CLASS, MoveRow, RestoreRow, Tier
 from stratum.tiering.mover import hottest
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ class LifecycleRunner:
                 if wanted is not None:
                     moved.append((key, etag, *wanted))
             if expired:
-                self._volume.mutate(lambda tx, batch=expired: self._expire(tx, name, batch), frees=True)  # type: ignore[misc]
+                self._volume.mutate(partial(self._expire, name=name, batch=expired), frees=True)
             if moved:
-                self._volume.mutate(lambda tx, batch=moved: self._transition(tx, name, batch), frees=True)  # type: ignore[misc]
+                self._volume.mutate(partial(self._transition, name=name, batch=moved), frees=True)
             if not page.truncated:
                 return
             after = page.last
@@ -101,10 +102,14 @@ class LifecycleRunner:
                 continue
             inode = tx.inode(inode.number)
             metadata = objects.metadata_of(tx, inode)
-            if TIER_OF[storage_class] <= TIER_OF.get(metadata.storage_class or STANDARD, Tier.HOT):
+            if TIER_OF_CLASS[storage_class] <= TIER_OF_CLASS.get(metadata.storage_class or STANDARD, Tier.HOT):
                 continue  # it is there, or colder, already
             objects.set_metadata(tx, inode, replace(metadata, storage_class=storage_class))
-            hints.ask(tx, inode.number, MoveRow(TIER_OF[storage_class], f"lifecycle rule {rule!r}", tx.now_ns))
+            hints.ask(tx, inode.number, MoveRow(TIER_OF_CLASS[storage_class], f"lifecycle rule {rule!r}", tx.now_ns))
+
+    @staticmethod
+    def _abort_one(tx: MetadataTransaction, name: str, key: bytes, upload_id: str) -> None:
+        multipart.abort_in(tx, buckets.get(tx, name), key, upload_id)
 
     def _abort(self, name: str, row: BucketRow, rules: list[Rule], now_s: float) -> None:
         """Uploads nobody completed."""
@@ -118,10 +123,7 @@ class LifecycleRunner:
                 if lifecycle.due_s(when, upload.initiated_ns / 1e9, self._day_s) <= now_s:
                     try:
                         self._volume.mutate(
-                            lambda tx, key=key, upload_id=upload_id: multipart.abort_in(
-                                tx, buckets.get(tx, name), key, upload_id
-                            ),  # type: ignore[misc]
-                            frees=True,
+                            partial(self._abort_one, name=name, key=key, upload_id=upload_id), frees=True
                         )
                     except NoSuchUpload:
                         pass

@@ -23,7 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratum import content, evidence, manifest, packs
@@ -40,7 +41,6 @@ from stratum.tiering import records
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from stratum.segments import ExtentWriter, PreparedExtent
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -53,12 +53,12 @@ ALONE_BYTES_MIN = 128 * 1024
 
 
 @contextmanager
-def exclusive(volume: Volume, *, wait: bool = False) -> Iterator[None]:
+def exclusive(volume: Volume) -> Iterator[None]:
     """Be the mover. Raises `Busy` if another process is."""
     fd = os.open(volume.meta / "tiering.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy("another process moves this volume's data; it takes up what is asked for") from None
         yield
@@ -73,7 +73,7 @@ class Outcome:
     moved_files: int = 0
     copied_bytes: int = 0
     freed_bytes: int = 0
-    failed: dict[int, str] | None = None
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -290,34 +290,41 @@ class Mover:
             if row.segment != ELSEWHERE_SEGMENT or not row.references:
                 continue
             data = self._read(_Member(number, row.generation, row.length))
-            with self._volume.segments.writer(len(data), hot_only=True) as writer:
-                writer.write(data)
-                prepared = writer.finish()[0]
-                assert prepared.checksums == checksums, "verified bytes have the extent's checksums"
-                boundary("promote.written")
-                writer.committing()
-                if self._place(number, row.generation, prepared, writer):
-                    brought += len(data)
+            if self.write_hot(number, row.generation, data, checksums):
+                brought += len(data)
             boundary("promote.placed")
         self.moved_bytes["hot"] += brought
         return brought
 
-    def _place(self, number: int, generation: int, prepared: PreparedExtent, writer: ExtentWriter) -> bool:
+    def write_hot(self, number: int, generation: int, data: bytes, checksums: bytes) -> bool:
+        """Give an extent hot bytes, in place of those it may have; False if it was freed or moved meanwhile.
+
+        `data` is verified. Raises `NoSpace` or `StorageFailed`.
+        """
+
         def place(tx: MetadataTransaction) -> bool:
             if not tx.has_extent(number):
                 return False
             row, _ = tx.extent(number)
             if row.generation != generation or not row.references:
                 return False
+            if packs.is_hot(row):
+                packs.leave_behind(tx, row)
             tx.relocate_extent(number, prepared.segment, prepared.offset)
             tx.count_in_segment(prepared)
             return True
 
-        placed = self._volume.mutate(place)
-        if placed:
-            writer.keep()
-        else:
-            writer.reopen()  # freed or moved meanwhile: the copy goes
+        with self._volume.segments.writer(len(data), hot_only=True) as writer:
+            writer.write(data)
+            prepared = writer.finish()[0]
+            assert prepared.checksums == checksums, "verified bytes have the extent's checksums"
+            boundary("promote.written")
+            writer.committing()
+            placed = self._volume.mutate(place)
+            if placed:
+                writer.keep()
+            else:
+                writer.reopen()
         return placed
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -337,8 +344,7 @@ class Mover:
         `stays` says of another file that shares extents with these whether they must stay where they are for its sake.
         Raises `TierUnavailable`, `ForeignRemote` or `NoSpace` if nothing more can go there now.
         """
-        outcome = Outcome(failed={})
-        assert outcome.failed is not None
+        outcome = Outcome()
         numbers = list(dict.fromkeys(inodes))
         for at in range(0, len(numbers), FILES_AT_ONCE):
             batch = numbers[at : at + FILES_AT_ONCE]
@@ -360,7 +366,6 @@ class Mover:
 
     def _copy_singly(self, extents: dict[int, list[int]], tier: Tier, outcome: Outcome, *, alone: bool) -> None:
         """One damaged file must not hold up the others."""
-        assert outcome.failed is not None
         for number, found in list(extents.items()):
             try:
                 outcome.copied_bytes += self.copy(found, tier, alone=alone)
@@ -370,7 +375,6 @@ class Mover:
 
     def _extents(self, number: int, tier: Tier, outcome: Outcome) -> list[int] | None:
         """The extents of a file; a small one that lies in the metadata store gets one if it is to leave the hot tier."""
-        assert outcome.failed is not None
         for _ in range(3):
             try:
                 with self._volume.snapshot() as reader:
@@ -384,7 +388,7 @@ class Mover:
                 return None
             if not inode.flags & Inode.INLINE or tier == Tier.HOT:
                 return list(dict.fromkeys(piece.extent for piece in slices))
-            self._volume.mutate(lambda tx, version=inode.version: _take_out(tx, number, version), frees=True)  # type: ignore[misc]
+            self._volume.mutate(partial(_take_out, number=number, version=inode.version), frees=True)
         outcome.failed[number] = "the file changes too fast"
         return None
 
@@ -392,7 +396,6 @@ class Mover:
         self, extents: dict[int, list[int]], tier: Tier, cause: str, inputs: dict[int, dict[str, Any]], outcome: Outcome
     ) -> None:
         """Note where the files are now."""
-        assert outcome.failed is not None
 
         def settle(tx: MetadataTransaction) -> tuple[int, dict[int, str]]:
             moved, failed = 0, {}
@@ -442,7 +445,7 @@ class Mover:
             left += 1
             if row.tier == Tier.COLD and row.upload_id and self._resume(number, row):
                 continue
-            self._volume.mutate(lambda tx, number=number, row=row: packs.condemn(tx, number, row, 0.0), frees=True)  # type: ignore[misc]
+            self._volume.mutate(partial(packs.condemn, number=number, row=row, grace_s=0.0), frees=True)
         return left
 
     def _resume(self, number: int, row: PackRow) -> bool:

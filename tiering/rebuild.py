@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold, evidence, objects, packs, tree, volume
@@ -22,6 +23,7 @@ from stratum.cold_backends.encrypt import SALT
 from stratum.errors import Gone, InvalidArgument, NotFound, TierUnavailable
 from stratum.identity import Identities
 from stratum.log import get_logger
+from stratum.manifest import Names
 from stratum.schema import (
     ELSEWHERE_SEGMENT,
     STORED_SEGMENT,
@@ -40,6 +42,7 @@ from stratum.schema import (
 )
 from stratum.segments import BLOCK_BYTES, CHECKSUM_BYTES
 from stratum.tier_rows import VALID, AccessRow, CopyRow, PackRow, Tier
+from stratum.tiering.mover import hottest
 from stratum.tiering.snapshots import SEAL_KEY, parse
 from stratum.volume import Volume
 
@@ -405,14 +408,12 @@ class _Builder:
         items = list(wrong.items())
         for at in range(0, len(items), ROWS_AT_ONCE):
             batch = items[at : at + ROWS_AT_ONCE]
-            self._volume.mutate(lambda tx, batch=batch: [tx.set_references(*item) for item in batch])  # type: ignore[misc]
+            self._volume.mutate(partial(_set_references, batch=batch))
         for number in lost:
             self._drop_file(number)
         self._settle_tiers()
 
     def _drop_file(self, number: int) -> None:
-        from stratum.manifest import Names
-
         with self._volume.snapshot() as reader:
             try:
                 inode = reader.inode(number)
@@ -435,8 +436,6 @@ class _Builder:
 
     def _settle_tiers(self) -> None:
         """Everything that was warm or hot is cold now, or lies in the store."""
-        from stratum.tiering.mover import hottest
-
         with self._volume.snapshot() as reader:
             rows = [(unpack_u64(key[1:])[0], AccessRow.unpack(raw)) for key, raw in reader.scan(b"a", b"b")]
         for at in range(0, len(rows), FILES_AT_ONCE):
@@ -455,6 +454,11 @@ class _Builder:
                     self._report.size += tx.inode(number).size
 
             self._volume.mutate(settle)
+
+
+def _set_references(tx: MetadataTransaction, batch: list[tuple[int, int]]) -> None:
+    for number, count in batch:
+        tx.set_references(number, count)
 
 
 def _elsewhere(raw: bytes) -> bytes:

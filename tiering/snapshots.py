@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 import time
 import zlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from stratum import cold, packs
 from stratum.cold_backends.contract import RemoteError
@@ -22,6 +23,7 @@ from stratum.schema import pack_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
 
 log = get_logger("snapshots")
@@ -102,7 +104,11 @@ class IndexSnapshots:
                 continue
             log.info("index_snapshot_taken", remote=name, key=key)
             taken = {**taken, name: int(now_s)}
-            self._volume.mutate(lambda tx, taken=taken: tx.put(b"gindex_snapshots", pack_json(taken)), frees=True)  # type: ignore[misc]
+            self._volume.mutate(partial(_note_taken, taken=taken), frees=True)
         if not due:
             self._not_before_s = now_s + 60.0
         return False
+
+
+def _note_taken(tx: MetadataTransaction, taken: dict[str, Any]) -> None:
+    tx.put(b"gindex_snapshots", pack_json(taken))

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from stratum.transaction import MetadataTransaction
 
 
-def _print(options: Namespace, document: Any, text: str) -> int:
+def show(options: Namespace, document: Any, text: str) -> int:
     print(json.dumps(document, ensure_ascii=False) if options.json else text)
     return 0
 
 
-def _table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     if not rows:
         return "(none)"
     widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in columns]
@@ -103,7 +103,7 @@ def init(options: Namespace) -> int:
         f"volume      {root}\nendpoint    {document['endpoint']}\naccess key  {access_key}\nsecret key  {secret_key}   (shown only now)\n"
         f"mount       {document['mount'] or '(none)'}\nnext: stratum serve {root}"
     )
-    return _print(options, document, text)
+    return show(options, document, text)
 
 
 def _ec(text: str | None, paths: list[Path]) -> str:
@@ -124,7 +124,7 @@ def _ec(text: str | None, paths: list[Path]) -> str:
     return text
 
 
-def _set_up_logs(options: Namespace) -> None:
+def set_up_logs(options: Namespace) -> None:
     config = load(options.volume)
     logs.set_up(config.log_format, config.log_level)
 
@@ -132,7 +132,7 @@ def _set_up_logs(options: Namespace) -> None:
 def serve(options: Namespace) -> int:
     from stratum import supervisor
 
-    _set_up_logs(options)
+    set_up_logs(options)
 
     def announce(facts: dict[str, Any]) -> None:
         text = f"ready: {facts['endpoint']}" + (f", mounted at {facts['mount']}" if facts["mount"] else "")
@@ -149,7 +149,7 @@ def s3(options: Namespace) -> int:
         import signal
 
         die_with_parent(signal.SIGTERM)
-    _set_up_logs(options)
+    set_up_logs(options)
     server.serve(options.volume.absolute())
     return 0
 
@@ -163,7 +163,7 @@ def mount(options: Namespace) -> int:
         import signal
 
         die_with_parent(signal.SIGTERM)
-    _set_up_logs(options)
+    set_up_logs(options)
     config = load(options.volume)
     directory = options.directory or (Path(config.mount_path) if config.mount_path else None)
     if directory is None:
@@ -204,9 +204,9 @@ def status(options: Namespace) -> int:
     text = (
         f"health      {facts['health']}{problems}\nvolume      {facts['volume']}\nendpoint    {facts['endpoint']}\nmount       {facts['mount'] or '(none)'}\n"
         f"objects     {facts['objects']} in {facts['buckets']} buckets, {facts['bytes']} bytes\nmetadata    {facts['metadata_bytes']} bytes\n{disks}\n"
-        f"processes   {len(facts['processes'])}\n{_table(facts['processes'], ['role', 'pid', 'state'])}"
+        f"processes   {len(facts['processes'])}\n{table(facts['processes'], ['role', 'pid', 'state'])}"
     )
-    return _print(options, facts, text)
+    return show(options, facts, text)
 
 
 def fsck(options: Namespace) -> int:
@@ -227,7 +227,7 @@ def fsck(options: Namespace) -> int:
         else f"{len(findings)} finding(s), {len(findings) - len(left)} repaired"
         + ("" if options.repair else "; --repair repairs")
     )
-    _print(options, document, "\n".join(lines))
+    show(options, document, "\n".join(lines))
     return code
 
 
@@ -244,7 +244,7 @@ def gc(options: Namespace) -> int:
     text = f"{document['leaked_objects']} leaked, {document['leaked_bytes']} bytes" + (
         " removed" if options.apply else "; --apply removes them"
     )
-    return _print(options, document, text)
+    return show(options, document, text)
 
 
 # -- users and keys -----------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def user_add(options: Namespace) -> int:
             options.name, display_name=options.display_name, email=options.email, admin=options.admin
         )
     document = {"user_id": user.user_id, "name": user.name, "access_key": access_key, "secret_key": secret_key}
-    return _print(
+    return show(
         options,
         document,
         f"user        {user.name} ({user.user_id})\naccess key  {access_key}\nsecret key  {secret_key}   (shown only now)",
@@ -266,19 +266,19 @@ def user_add(options: Namespace) -> int:
 def user_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         rows = [asdict(user) for user in Identities(opened).users()]
-    return _print(options, rows, _table(rows, ["name", "user_id", "display_name", "email", "admin"]))
+    return show(options, rows, table(rows, ["name", "user_id", "display_name", "email", "admin"]))
 
 
 def user_remove(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         Identities(opened).remove_user(options.name)
-    return _print(options, {"removed": options.name}, f"removed {options.name}")
+    return show(options, {"removed": options.name}, f"removed {options.name}")
 
 
 def key_create(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         access_key, secret_key = Identities(opened).create_key(options.name)
-    return _print(
+    return show(
         options,
         {"access_key": access_key, "secret_key": secret_key},
         f"access key  {access_key}\nsecret key  {secret_key}   (shown only now)",
@@ -288,13 +288,13 @@ def key_create(options: Namespace) -> int:
 def key_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         rows = Identities(opened).access_keys()
-    return _print(options, rows, _table(rows, ["access_key", "user"]))
+    return show(options, rows, table(rows, ["access_key", "user"]))
 
 
 def key_revoke(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         Identities(opened).revoke_key(options.access_key)
-    return _print(options, {"revoked": options.access_key}, f"revoked {options.access_key}")
+    return show(options, {"revoked": options.access_key}, f"revoked {options.access_key}")
 
 
 # -- buckets ------------------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def bucket_create(options: Namespace) -> int:
             return buckets.create(tx, options.name, owner.user_id)
 
         row = opened.mutate(create)
-    return _print(options, _bucket_document(options.name, row), f"made bucket {options.name}")
+    return show(options, _bucket_document(options.name, row), f"made bucket {options.name}")
 
 
 def bucket_list(options: Namespace) -> int:
@@ -330,13 +330,13 @@ def bucket_list(options: Namespace) -> int:
         for name, row in buckets.scan(reader):
             objects, size = buckets.usage(reader, row)
             rows.append({**_bucket_document(name, row), "objects": objects, "bytes": size})
-    return _print(options, rows, _table(rows, ["name", "objects", "bytes", "acl", "anonymous"]))
+    return show(options, rows, table(rows, ["name", "objects", "bytes", "acl", "anonymous"]))
 
 
 def bucket_remove(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         opened.mutate(lambda tx: buckets.remove(tx, options.name), frees=True)
-    return _print(options, {"removed": options.name}, f"removed bucket {options.name}")
+    return show(options, {"removed": options.name}, f"removed bucket {options.name}")
 
 
 def bucket_set(options: Namespace) -> int:
@@ -346,7 +346,7 @@ def bucket_set(options: Namespace) -> int:
         raise InvalidArgument("nothing to set: give --anonymous, --uid, --gid, --file-mode or --dir-mode")
     with Volume(options.volume, "cli") as opened:
         row = opened.mutate(lambda tx: buckets.change(tx, options.name, **settings))
-    return _print(options, _bucket_document(options.name, row), f"changed bucket {options.name}")
+    return show(options, _bucket_document(options.name, row), f"changed bucket {options.name}")
 
 
 # -- clones and snapshots -----------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def clone(options: Namespace) -> int:
     with Volume(options.volume, "clone") as opened:
         cloned = clones.clone(opened, os.fsencode(options.source), os.fsencode(options.target))
     document = {"source": options.source, "target": options.target, **asdict(cloned)}
-    return _print(options, document, f"cloned {options.source} to {options.target}: {_cloned_text(cloned)}")
+    return show(options, document, f"cloned {options.source} to {options.target}: {_cloned_text(cloned)}")
 
 
 def snapshot_create(options: Namespace) -> int:
@@ -368,7 +368,7 @@ def snapshot_create(options: Namespace) -> int:
         bucket, cloned = clones.create_snapshot(opened, os.fsencode(options.path), options.name)
     name = bucket.partition(clones.SNAPSHOT_MARK)[2]
     document = {"path": options.path, "name": name, "bucket": bucket, **asdict(cloned)}
-    return _print(options, document, f"snapshot {name} of {options.path} is bucket {bucket}: {_cloned_text(cloned)}")
+    return show(options, document, f"snapshot {name} of {options.path} is bucket {bucket}: {_cloned_text(cloned)}")
 
 
 def snapshot_list(options: Namespace) -> int:
@@ -386,13 +386,13 @@ def snapshot_list(options: Namespace) -> int:
                     "bytes": size,
                 }
             )
-    return _print(options, rows, _table(rows, ["path", "name", "created", "objects", "bytes"]))
+    return show(options, rows, table(rows, ["path", "name", "created", "objects", "bytes"]))
 
 
 def snapshot_remove(options: Namespace) -> int:
     with Volume(options.volume, "snapshot") as opened:
         bucket = clones.remove_snapshot(opened, os.fsencode(options.path), options.name)
-    return _print(options, {"removed": bucket}, f"removed snapshot {options.name} of {options.path}")
+    return show(options, {"removed": bucket}, f"removed snapshot {options.name} of {options.path}")
 
 
 # -- configuration ------------------------------------------------------------------------------------------------------
@@ -406,23 +406,23 @@ def config_show(options: Namespace) -> int:
         for section, table in sections.items()
         for name, value in table.items()
     )
-    return _print(options, sections, text)
+    return show(options, sections, text)
 
 
 def config_check(options: Namespace) -> int:
     load(options.volume)
-    return _print(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")
+    return show(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")
 
 
 def path_to_key(options: Namespace) -> int:
     with Volume(options.volume, "path") as opened, opened.snapshot() as reader:
         bucket, key = paths.to_key(reader, os.fsencode(options.text))
     text = key.decode("utf-8", "surrogateescape")
-    return _print(options, {"bucket": bucket, "key": text}, f"{bucket}/{text}")
+    return show(options, {"bucket": bucket, "key": text}, f"{bucket}/{text}")
 
 
 def path_to_path(options: Namespace) -> int:
     bucket, _, key = options.text.partition("/")
     with Volume(options.volume, "path") as opened, opened.snapshot() as reader:
         path = paths.to_path(reader, bucket, os.fsencode(key)).decode("utf-8", "surrogateescape")
-    return _print(options, {"path": path}, path)
+    return show(options, {"path": path}, path)

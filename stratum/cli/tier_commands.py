@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold_admin, hints, objects, packs, warm
-from stratum.cli.commands import _print, _set_up_logs, _table, init_document, init_settings
+from stratum.cli.commands import init_document, init_settings, set_up_logs, show, table
 from stratum.errors import Busy, InvalidArgument, NotFound
+from stratum.manifest import Names
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
 from stratum.tier_rows import VALID, ColdRow, DiskRow, MoveRow, PackRow, Tier
 from stratum.tiering import daemon, heal
@@ -36,7 +37,7 @@ def tierd(options: Namespace) -> int:
 
     if options.supervised:
         die_with_parent(signal.SIGTERM)
-    _set_up_logs(options)
+    set_up_logs(options)
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -87,7 +88,7 @@ def disk_add(options: Namespace) -> int:
         number = opened.warm.add(options.path.absolute())
         warnings = warn_about_devices(_active_paths(opened))
     document = {"disk": f"{number:016x}", "path": str(options.path.absolute()), "warnings": warnings}
-    return _print(options, document, f"added {document['path']}")
+    return show(options, document, f"added {document['path']}")
 
 
 def _code(opened: Volume) -> tuple[int, int]:
@@ -114,7 +115,7 @@ def disk_remove(options: Namespace) -> int:
             warm.set_disk(tx, number, rows[number])
 
         opened.mutate(remove, frees=True)
-    return _print(options, {"draining": str(path)}, f"{path} is being emptied; `stratum disk list` shows how far it is")
+    return show(options, {"draining": str(path)}, f"{path} is being emptied; `stratum disk list` shows how far it is")
 
 
 def disk_replace(options: Namespace) -> int:
@@ -130,7 +131,7 @@ def disk_replace(options: Namespace) -> int:
         opened.mutate(lambda tx: _retire(tx, number, successor), frees=True)
         warnings = warn_about_devices(_active_paths(opened))
     document = {"replaced": str(old), "by": str(new), "warnings": warnings}
-    return _print(
+    return show(
         options, document, f"{new} replaces {old}; it is being rebuilt; `stratum disk list` shows how far it is"
     )
 
@@ -159,9 +160,9 @@ def disk_list(options: Namespace) -> int:
         "failing": [why["error"] for why in queue if why.get("error")],
     }
     document = {"ec": opened.config.volume_ec, "disks": disks, "repair": repair}
-    text = _table(disks, ["path", "state", "present", "shards", "shard_bytes", "free_bytes"])
+    text = table(disks, ["path", "state", "present", "shards", "shard_bytes", "free_bytes"])
     text += f"\nrepair queue: {len(queue)} packs" + "".join(f"\n  {error}" for error in repair["failing"][:10])
-    return _print(options, document, text)
+    return show(options, document, text)
 
 
 def _disk(opened: Volume, number: int, row: DiskRow, stored: list[PackRow]) -> dict[str, Any]:
@@ -205,15 +206,13 @@ def cold_add(options: Namespace) -> int:
         if row.can.get("checksums")
         else "\nit does not compare checksums: what is sent is read back before anything is freed"
     )
-    return _print(options, document, f"added remote {options.name}; it does:\n{can}{note}")
+    return show(options, document, f"added remote {options.name}; it does:\n{can}{note}")
 
 
 def cold_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened, opened.snapshot() as reader:
         rows = cold_admin.describe(reader)
-    return _print(
-        options, rows, _table(rows, ["name", "kind", "endpoint", "bucket", "prefix", "state", "packs", "bytes"])
-    )
+    return show(options, rows, table(rows, ["name", "kind", "endpoint", "bucket", "prefix", "state", "packs", "bytes"]))
 
 
 def cold_check(options: Namespace) -> int:
@@ -231,21 +230,21 @@ def cold_check(options: Namespace) -> int:
         f"{len(row['damaged'])} damaged{'; ' + row['error'] if row['error'] else ''}"
         for row in found
     ]
-    _print(options, found, "\n".join(lines) or "(no remotes)")
+    show(options, found, "\n".join(lines) or "(no remotes)")
     return 0 if good else 1
 
 
 def cold_remove(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         cold_admin.remove(opened, options.name)
-    return _print(options, {"removed": options.name}, f"removed remote {options.name}; its marker stays in the bucket")
+    return show(options, {"removed": options.name}, f"removed remote {options.name}; its marker stays in the bucket")
 
 
 def cold_drain(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         cold_admin.set_state(opened, options.name, "active" if options.cancel else "draining")
     text = "is in use again" if options.cancel else "is being emptied; `stratum cold list` shows how far it is"
-    return _print(options, {"name": options.name, "draining": not options.cancel}, f"{options.name} {text}")
+    return show(options, {"name": options.name, "draining": not options.cancel}, f"{options.name} {text}")
 
 
 # -- scrub --------------------------------------------------------------------------------------------------------------
@@ -267,7 +266,7 @@ def scrub_start(options: Namespace) -> int:
 def _print_scrub(options: Namespace, state: dict[str, Any], *, final: bool = False) -> int:
     unhealed = list(state["unhealed"])
     text = f"{state['state']}: {state.get('checked', 0)} checked, {state.get('read_bytes', 0)} bytes read, {state['found']} damaged, {state.get('healed', 0)} healed"
-    _print(options, state, text + "".join(f"\n  not healed: {thing}" for thing in unhealed))
+    show(options, state, text + "".join(f"\n  not healed: {thing}" for thing in unhealed))
     return 1 if final and (unhealed or state["found"] != state.get("healed", 0)) else 0
 
 
@@ -296,7 +295,7 @@ def scrub_speed(options: Namespace) -> int:
         raise InvalidArgument("the speed is bytes a second, at least 1")
     with Volume(options.volume, "cli") as opened:
         opened.mutate(lambda tx: tx.put(b"gscrub_speed", pack_json({"bytes_per_s": options.bytes_per_s})), frees=True)
-    return _print(
+    return show(
         options, {"bytes_per_s": options.bytes_per_s}, f"scrub reads at most {options.bytes_per_s} bytes a second"
     )
 
@@ -331,7 +330,7 @@ def explain(options: Namespace) -> int:
         f"  {move['time']} {move['event']} {move.get('from', '')} -> {move.get('to', '')}: {move.get('cause', '')} {move.get('error', '')}"
         for move in document["moves"]
     ]
-    return _print(options, document, "\n".join(lines))
+    return show(options, document, "\n".join(lines))
 
 
 def _find(reader: InodeReader, text: str) -> int:
@@ -352,7 +351,7 @@ def tier_move(options: Namespace) -> int:
         if options.wait:
             error = _wait_for(opened, number, row)
     document = {"key": options.key, "to": options.tier, "done": options.wait and not error, "error": error}
-    _print(options, document, f"{options.key}: {error or ('moved' if options.wait else 'asked for')}")
+    show(options, document, f"{options.key}: {error or ('moved' if options.wait else 'asked for')}")
     return 1 if error else 0
 
 
@@ -385,7 +384,7 @@ def tier_status(options: Namespace) -> int:
         if name in {"warm_bytes", "cold_bytes", "moves_waiting", "moves_failing", "repairs_waiting"}
     ]
     lines += [f"  not working: {step}" for step in document["failing"]]
-    return _print(options, document, "\n".join(lines))
+    return show(options, document, "\n".join(lines))
 
 
 def tier_facts(reader: InodeReader) -> dict[str, Any]:
@@ -443,7 +442,7 @@ def _set(options: Namespace, name: str, value: dict[str, Any] | None, text: str)
 
     with Volume(options.volume, "cli") as opened:
         opened.mutate(change, frees=True)
-    return _print(options, {name: value}, text)
+    return show(options, {name: value}, text)
 
 
 def _seconds(text: str) -> float:
@@ -465,16 +464,13 @@ def tier_plan(options: Namespace) -> int:
         row["key"] = names.get(row.pop("inode"), "(without a name)")
     document = {"horizon_s": horizon_s, "level": level, "moves": rows, "bytes": sum(row["size"] for row in rows)}
     text = (
-        _table(rows, ["key", "size", "from", "to", "action", "rule"])
-        + f"\n{len(rows)} files, {document['bytes']} bytes"
+        table(rows, ["key", "size", "from", "to", "action", "rule"]) + f"\n{len(rows)} files, {document['bytes']} bytes"
     )
-    return _print(options, document, text)
+    return show(options, document, text)
 
 
 def manifest_names(reader: InodeReader, numbers: list[int]) -> dict[int, str]:
     """`bucket/key` of inodes."""
-    from stratum.manifest import Names
-
     names = Names(reader)
     found = {}
     for number in numbers:
@@ -502,4 +498,4 @@ def rebuild_volume(options: Namespace) -> int:
         f"volume      {root}\n{keys}\n{report.files} files, {report.size} bytes in {report.packs} packs; snapshot: {report.snapshot or 'none'}"
         + "".join(f"\nlost: {name}" for name in report.lost[:50])
     )
-    return _print(options, document, text)
+    return show(options, document, text)

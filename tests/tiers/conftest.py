@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from stratum import boundaries, buckets, cold_admin, volume
 from stratum.identity import Identities
@@ -39,6 +40,16 @@ def directory_row(path: Path, **changed: Any) -> ColdRow:
     for name, value in changed.items():
         setattr(row, name, value)
     return row
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The endpoint of moto's server; every test uses buckets of its own."""
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from stratum.cold_admin import probe
 from stratum.cold_backends.contract import (
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
 
 KEY = bytes(range(32))
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def s3(endpoint: str) -> S3Backend:

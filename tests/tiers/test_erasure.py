@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -110,7 +111,7 @@ def test_every_loss_up_to_m_reads_right_and_heals(tmp_path: Path, code: str, dis
                         number, row = next(packs.scan(reader))
                     opened.warm.forget_descriptors(number, row)
                     assert get(opened, "k") == DATA, (lost, kind)
-                    opened.mutate(lambda tx, number=number: packs.want_repair(tx, number, "test"))  # type: ignore[misc]
+                    opened.mutate(partial(packs.want_repair, number=number, why="test"))
                     healer.repair()
                     assert [path.read_bytes() for path in files] == whole, (lost, kind)
                     with opened.snapshot() as reader:

@@ -106,6 +106,15 @@ POINTS = {
 }
 
 
+def killed_at(point: str, root: Path, number: int, tier: Tier) -> None:
+    """Another process moves the file and is killed at a boundary."""
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(root), str(number), tier.name],
+        env={**os.environ, "STRATUM_FAULT": point}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr
+
+
 @pytest.mark.parametrize(("tier", "point"), [(tier, point) for tier, points in POINTS.items() for point in points])
 def test_01_killed_at_each_boundary(tmp_path: Path, tier: Tier, point: str) -> None:
     data = os.urandom(2 * PART_BYTES + 100_000) if point == "mover.upload_began" else DATA
@@ -114,11 +123,7 @@ def test_01_killed_at_each_boundary(tmp_path: Path, tier: Tier, point: str) -> N
         inode = put(opened, "k", data)
         if tier == Tier.HOT:
             Mover(opened).move([inode.number], Tier.WARM, cause="test")
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(root), str(inode.number), tier.name],
-        env={**os.environ, "STRATUM_FAULT": point}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == -9, done.stderr
+    killed_at(point, root, inode.number, tier)
     with Volume(root, "test") as opened:
         run_once(opened)  # recovers the dead session
         assert get(opened, "k") == data
@@ -197,10 +202,7 @@ def test_07_a_long_upload_goes_on_with_the_parts_that_are_there(tmp_path: Path) 
     root = make_tiered(tmp_path)
     with Volume(root, "test") as opened:
         inode = put(opened, "k", data)
-    subprocess.run(
-        [sys.executable, "-c", _KILLED, str(root), str(inode.number), "COLD"],
-        env={**os.environ, "STRATUM_FAULT": "mover.upload_began"}, capture_output=True, timeout=60,
-    )  # fmt: skip
+    killed_at("mover.upload_began", root, inode.number, Tier.COLD)
     (folder,) = (tmp_path / "archive" / "uploads").iterdir()
     with Volume(root, "test") as opened:
         run_once(opened)
@@ -222,10 +224,7 @@ def test_07_an_upload_that_expired_begins_again(tmp_path: Path) -> None:
     root = make_tiered(tmp_path)
     with Volume(root, "test") as opened:
         inode = put(opened, "k", data)
-    subprocess.run(
-        [sys.executable, "-c", _KILLED, str(root), str(inode.number), "COLD"],
-        env={**os.environ, "STRATUM_FAULT": "mover.upload_began"}, capture_output=True, timeout=60,
-    )  # fmt: skip
+    killed_at("mover.upload_began", root, inode.number, Tier.COLD)
     shutil.rmtree(tmp_path / "archive" / "uploads")
     with Volume(root, "test") as opened:
         run_once(opened)

@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from stratum.tiering.pressure import measure
 from tests.support import Server, need_fuse, stratum
@@ -75,15 +74,6 @@ class Writer(threading.Thread):
                 count += 1
         except BaseException as error:
             self.error = error
-
-
-@pytest.fixture
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.mark.parametrize("others", ["warm", "warm, and a remote that died", "a remote alone"])

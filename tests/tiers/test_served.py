@@ -18,7 +18,6 @@ from botocore.awsrequest import AWSRequest
 from botocore.client import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 
 from tests.support import Server, need_fuse, stratum
 from tests.tiers.fault_proxy import FaultProxy
@@ -87,13 +86,10 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, moto: str) -> Iterator[Served]:
     need_fuse()
     root = tmp_path_factory.mktemp("tiers")
-    moto = ThreadedMotoServer("127.0.0.1", 0)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    proxy = FaultProxy(f"http://{host}:{port}")
+    proxy = FaultProxy(moto)
     credentials = root / "credentials"
     credentials.write_text('{"access_key": "AKREMOTE", "secret_key": "remotesecretvalue"}')
     credentials.chmod(0o600)
@@ -109,14 +105,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )  # fmt: skip
     assert "remotesecretvalue" not in added.stdout + added.stderr
     server.start()
-    made = Served(server, proxy, f"http://{host}:{port}")
+    made = Served(server, proxy, moto)
     made.s3.create_bucket(Bucket=BUCKET)
     try:
         yield made
     finally:
         code = server.stop()
         proxy.stop()
-        moto.stop()
     assert code == 0
     # A read through the mount that cannot have its bytes is logged as what it is.
     expected = ("operation_failed operation=read", "extent_damaged", "internal_error", "body_broken")
