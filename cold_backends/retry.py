@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stratum import metrics
 from stratum.cold_backends.contract import RemoteBody, RemoteError, RemoteNotFound, RemoteRefused
 from stratum.cold_backends.decorator import Decorator
 
@@ -65,12 +66,14 @@ class Breaker:
             if self._is_open:
                 if good:
                     self._is_open = False
+                    metrics.COLD_BREAKERS.add(amount=-1)
                     self._outcomes.clear()
                 return
             self._outcomes.append(good)
             failed = sum(1 for outcome in self._outcomes if not outcome)
             if len(self._outcomes) == CALLS_MIN and failed >= CALLS_MIN * FAILED_SHARE:
                 self._is_open = True
+                metrics.COLD_BREAKERS.add()
                 self._open_until = self._clock() + OPEN_S
 
 

@@ -11,7 +11,7 @@ import time
 import pyfuse3
 import trio
 
-from stratum import access_lists, clones, files, mount_names
+from stratum import access_lists, clones, files, mount_names, quotas
 from stratum.files import Attributes
 from stratum.fuse.base import handler
 from stratum.fuse.file_operations import FileOperations
@@ -105,6 +105,12 @@ class AttributeOperations(FileOperations):
                 disk = os.statvfs(folder)
                 total += disk.f_blocks * disk.f_frsize
                 free += max(0, disk.f_bavail * disk.f_frsize - self._volume.config.volume_free_bytes_min)
+        if self.root != pyfuse3.ROOT_INODE:
+            with self._volume.snapshot() as reader:
+                _, left = quotas.room(reader, self.root)
+                used = reader.usage_of(self.root)[1]
+            if left != quotas.UNLIMITED:
+                total, free = min(total, used + left), min(free, left)
         return total, free
 
     @handler

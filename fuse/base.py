@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
 
-from stratum import files, mount_names, tree
-from stratum.errors import Exists, NotFound, StratumError, TryAgain
+from stratum import files, metrics, mount_names, quotas, tree
+from stratum.errors import Exists, NotFound, QuotaExceeded, StratumError, TryAgain
 from stratum.files import Caller
 from stratum.fuse.errors import TABLE
 from stratum.fuse.open_files import OpenFiles
@@ -50,10 +51,13 @@ INODE_PARAMETERS = frozenset(
 
 def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Translate what a handler raises, and the kernel's number of the mount's root, which is always 1."""
+    operation = function.__name__
     places = [place for place, name in enumerate(inspect.signature(function).parameters) if name in INODE_PARAMETERS]
 
     @functools.wraps(function)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        began = time.perf_counter()
+        result = "ok"
         root = cast("Base", args[0]).root
         if root != pyfuse3.ROOT_INODE:
             numbers = list(args)
@@ -64,15 +68,21 @@ def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
         try:
             return await function(*args, **kwargs)
         except pyfuse3.FUSEError:
+            result = "error"
             raise
         except StratumError as error:
             code = TABLE[type(error)]
+            result = "fault" if code == errno.EIO else "error"
             if code == errno.EIO:
                 log.error("operation_failed", operation=function.__name__, error=error.message)
             raise pyfuse3.FUSEError(code) from None
         except Exception:
+            result = "fault"
             log.exception("operation_failed", operation=function.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            metrics.FUSE_REQUESTS.add(operation, result)
+            metrics.FUSE_SECONDS.observe(time.perf_counter() - began, operation)
 
     return wrapped
 
@@ -160,6 +170,24 @@ class Base(pyfuse3.Operations):
             return state.pending.inode
         with self._volume.snapshot() as reader:
             return reader.inode(number)
+
+    def _check_quota(self, bucket: int, *, size: int = 0, objects: int = 0) -> None:
+        """Refuse at once what the commit would refuse later, what is not committed yet counted in. Raises `QuotaExceeded`."""
+        with self._volume.snapshot() as reader:
+            if not quotas.any_set(reader):
+                return
+            objects_left, bytes_left = quotas.room(reader, bucket)
+            for state in self.open_files.files.values():
+                pending = state.pending
+                if not state.uncommitted or (pending is None and not reader.has_inode(state.number)):
+                    continue
+                inode = pending.inode if pending is not None else reader.inode(state.number)
+                if inode.bucket == bucket:
+                    objects_left -= pending is not None
+                    if state.buffer is not None and state.dirty:
+                        bytes_left -= max(0, state.buffer.size - inode.size)
+        if (size and size > bytes_left) or (objects and objects > objects_left):
+            raise QuotaExceeded("a quota of the bucket or of its owner would be passed")
 
     def _entry_now(self, number: int, name: bytes) -> pyfuse3.EntryAttributes:
         return self._entry(self._fresh(number), name)

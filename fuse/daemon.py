@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+import time
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from stratum import buckets, housekeeping
+from stratum import buckets, counting, housekeeping, notify
+from stratum.acknowledge import detach
 from stratum.errors import Busy, StratumError, UnfinishedMount
 from stratum.fuse import _negotiate
 from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.log import get_logger
+from stratum.mountd import ask_mount, helper_of, mount_at, tune
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
 from stratum.undisturbed import Undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
@@ -30,29 +33,16 @@ if TYPE_CHECKING:
 log = get_logger("mount")
 REQUESTS_MAX = 500
 """pyfuse3's cap on requests in flight; too low a cap lets slow ones hold up all others (measured: 10 gives 1.7 s)."""
-READ_AHEAD_KIB = 1024
-BACKGROUND_MAX = 64
 
 
-def device_of(mountpoint: Path) -> int | None:
-    """The minor device number of a FUSE mount, which is its connection's number. Does not touch the mount itself."""
-    wanted = str(mountpoint)
-    found = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[4].encode().decode("unicode_escape") == wanted and fields[fields.index("-") + 1].startswith("fuse"):
-            found = int(fields[2].partition(":")[2])
-    return found
-
-
-def remove_stale(mountpoint: Path) -> None:
+def remove_stale(volume: Volume, mountpoint: Path) -> None:
     """Detach a mount whose daemon is gone, and refuse one that is alive. Raises `UnfinishedMount`."""
-    while device_of(mountpoint) is not None:
+    while mount_at(str(mountpoint)) is not None:
         try:
             os.statvfs(mountpoint)
         except OSError:
             log.warning("stale_mount_removed", mountpoint=str(mountpoint))
-            subprocess.run(["umount", "--lazy", "--", str(mountpoint)], check=False, capture_output=True)
+            detach(volume, str(mountpoint))
             continue
         raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
 
@@ -91,14 +81,21 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted
     with volume.snapshot() as reader:
         check_others(reader, wanted)
         root = buckets.get(reader, wanted.bucket).inode if wanted.bucket else pyfuse3.ROOT_INODE
-    remove_stale(mountpoint)
+    remove_stale(volume, mountpoint)
     mountpoint.mkdir(parents=True, exist_ok=True)
     operations = Operations(volume, root=root, shared=wanted.shared)
-    options = set(pyfuse3.default_options) | {"fsname=stratum", "subtype=stratum", "allow_other", "default_permissions"}
-    if wanted.read_only:
-        options.add("ro")
+    helper = helper_of(volume.root, volume.config)
     try:
-        pyfuse3.init(operations, str(mountpoint), options)
+        if helper is not None:
+            descriptor = ask_mount(helper, mountpoint, read_only=wanted.read_only)
+            pyfuse3.init(operations, f"/dev/fd/{descriptor}", set(pyfuse3.default_options))
+        else:
+            options = {"fsname=stratum", "subtype=stratum", "allow_other", "default_permissions"}
+            pyfuse3.init(
+                operations,
+                str(mountpoint),
+                set(pyfuse3.default_options) | options | ({"ro"} if wanted.read_only else set()),
+            )
     except RuntimeError as error:
         raise UnfinishedMount(
             f"{mountpoint} could not be mounted ({error}); is /dev/fuse there, and are you root?"
@@ -108,6 +105,9 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted
         trio.run(_main, volume, operations, mountpoint, ready, followers, wanted)
     finally:
         # Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
+        if helper is not None:
+            with suppress(UnfinishedMount):
+                detach(volume, str(mountpoint))
         pyfuse3.close(unmount=True)
         session = volume.session.id
         try:
@@ -132,9 +132,10 @@ async def _main(
     trio.lowlevel.add_instrument(idle)
     follower = Follower(volume, operations, token, idle)
     followers.append(follower)
-    device = device_of(mountpoint)
-    if device is None:
+    line = mount_at(str(mountpoint))
+    if line is None:
         raise UnfinishedMount(f"{mountpoint} vanished while it was being mounted")
+    device = line.device
     row = {
         "socket": follower.socket_name,
         "device": device,
@@ -152,7 +153,8 @@ async def _main(
         tx.put(key_u64(b"T", session), pack_json(row))
 
     await operations.commit(register)
-    _tune(device)
+    if helper_of(volume.root, volume.config) is None:
+        tune(device)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, operations)
@@ -163,18 +165,6 @@ async def _main(
             nursery.cancel_scope.cancel()
     finally:
         follower.loop_ended()
-
-
-def _tune(device: int) -> None:
-    """What the binding cannot negotiate; failing to is only slower."""
-    for path, value in (
-        (f"/sys/class/bdi/0:{device}/read_ahead_kb", READ_AHEAD_KIB),
-        (f"/sys/fs/fuse/connections/{device}/max_background", BACKGROUND_MAX),
-    ):
-        try:
-            Path(path).write_text(str(value))
-        except OSError as error:
-            log.debug("not_tuned", path=path, error=str(error))
 
 
 async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
@@ -189,14 +179,18 @@ async def _until_signal(operations: Operations) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("mount_ending", signal=signal.Signals(number).name)
+            notify.send(STOPPING=1)
             await operations.flush_old(everything=True)
             pyfuse3.terminate()
             return
 
 
 async def _background(volume: Volume, operations: Operations) -> None:
+    watchdog = notify.Watchdog(time.monotonic())
     while True:
         await trio.sleep(0.25)
+        counting.beat()
+        watchdog.feed(time.monotonic(), healthy=volume.failed is None)
         try:
             await operations.flush_old()
             while await operations.release_orphans():

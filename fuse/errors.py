@@ -39,6 +39,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.AccessRefused: errno.EACCES,
     engine.ReadOnlyBucket: errno.EROFS,
     engine.NoSpace: errno.ENOSPC,
+    engine.QuotaExceeded: errno.EDQUOT,
     engine.TooManyLinks: errno.EMLINK,
     engine.DataDamaged: errno.EIO,
     engine.StorageFailed: errno.EIO,

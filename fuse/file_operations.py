@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pyfuse3
 import trio
 
-from stratum import content, evidence, tree
+from stratum import content, evidence, metrics, tree
 from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import NeedsRestore, StratumError
 from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
@@ -42,14 +42,25 @@ class FileOperations(Base):
         self._check_writable(number)
         state = self.open_files.state(number)
         if state is None:
-            await self.commit(lambda tx: truncate_now(tx, number, size).number, frees=True)
+            shrinks = size <= self._fresh(number).size
+            await self.commit(lambda tx: truncate_now(tx, number, size).number, frees=shrinks)
             return
         async with state.lock:
+            self._check_growth(state, size)
             buffer = self.open_files.buffer(self._volume, state, self._fresh(number))
             self._mark_dirty(state)
             buffer.truncate(size, time.time_ns())
         if not open_handle:
             await self._flush(state)
+
+    def _check_growth(self, state: FileState, stop: int) -> None:
+        """Raises `QuotaExceeded` if a file may not reach to `stop`."""
+        if state.buffer is not None and state.dirty and stop <= state.buffer.size:
+            return
+        inode = self._fresh(state.number)
+        before = state.buffer.size if state.buffer is not None and state.dirty else inode.size
+        if stop > before:
+            self._check_quota(inode.bucket, size=stop - before)
 
     def _mark_dirty(self, state: FileState) -> None:
         if not state.dirty:
@@ -86,6 +97,7 @@ class FileOperations(Base):
         state = handle.state
         ahead_bytes = AHEAD_BYTES if off == handle.read_end else 0
         handle.read_end = off + size
+        metrics.FUSE_READ.add(amount=size)
         while True:
             with self._volume.reading():
                 with self._volume.snapshot() as reader:
@@ -139,10 +151,12 @@ class FileOperations(Base):
             if not self._volume.has_space():
                 raise pyfuse3.FUSEError(errno.ENOSPC)
             buffer = state.buffer
+            self._check_growth(state, off + len(buf))
             if buffer is None or not buffer.dirty:
                 buffer = self.open_files.buffer(self._volume, state, self._fresh(state.number))
                 self._mark_dirty(state)
             buffer.write(off, buf, time.time_ns())
+            metrics.FUSE_WRITTEN.add(amount=len(buf))
             if buffer.memory_bytes >= SPILL_BYTES or (
                 buffer.memory_bytes > 65536
                 and self.open_files.dirty_bytes() > self._volume.config.mount_dirty_bytes_max

@@ -82,6 +82,7 @@ class Operations(AttributeOperations):
         """The row comes with the first flush: one commit a file instead of two, and nobody waits with the directory locked."""
         if not self._volume.has_space():
             raise pyfuse3.FUSEError(errno.ENOSPC)
+        self._check_quota(self._fresh(parent_inode).bucket, objects=1)
         await self._settle_name(parent_inode, name)
         inode = None
         if not self.shared:

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from stratum import metrics
 from stratum.descriptors import WouldRecall
 from stratum.errors import NotModified, StratumError
 from stratum.identity import Identities
@@ -88,6 +89,7 @@ _WIRE_BYTES_MAX = multipart_handlers.COMPLETE_BYTES_MAX + 65536
 """The longest document, CompleteMultipartUpload's, with room for aws-chunked framing."""
 INTERNAL_BUCKET = "_stratum"
 """No bucket can have this name: what is ours alone stands below it."""
+LIVE_PATH = f"/{INTERNAL_BUCKET}/v1/live"
 _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE"))
 
 
@@ -146,6 +148,13 @@ class ClientGone(ConnectionError):
     """The client closed the connection, or read nothing for too long."""
 
 
+async def _live(send: Send) -> None:
+    """Whether this process answers: asked every few seconds, so neither logged nor counted. It says nothing else."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"5"), (b"server", b"Stratum")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"live\n"})
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] == "http.request":
         pass
@@ -179,6 +188,16 @@ class Application:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        if scope["path"] == LIVE_PATH:
+            await _live(send)
+            return
+        metrics.S3_IN_FLIGHT.add()
+        try:
+            await self._exchange(scope, receive, send)
+        finally:
+            metrics.S3_IN_FLIGHT.add(amount=-1)
+
+    async def _exchange(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         exchange = Exchange(f"{self._prefix}{next(self._numbers):08x}", Incoming(receive, self._idle_s_max))
         try:
             answer = await self._answer(exchange, scope)
@@ -198,9 +217,13 @@ class Application:
         if request is None or (request.has_body and not exchange.incoming.ended):
             # The rest of the body is on its way, or never comes (Expect): nothing behind it can be told from it.
             answer.headers.append(("Connection", "close"))
+        seconds = time.perf_counter() - exchange.started
+        operation = metrics.S3_OPERATIONS.get(exchange.operation, "Other")
+        metrics.S3_REQUESTS.add(operation, f"{answer.status // 100}xx")
+        metrics.S3_SECONDS.observe(seconds, operation)
         log.info(
             "request", request_id=exchange.request_id, method=scope["method"], path=request.resource if request else scope["path"],
-            operation=exchange.operation, status=answer.status, user=exchange.user, ms=round((time.perf_counter() - exchange.started) * 1000, 2),
+            operation=exchange.operation, status=answer.status, user=exchange.user, ms=round(seconds * 1000, 2),
         )  # fmt: skip
         if self._volume.failed is not None:
             # A disk refused to sync: nothing this process still believes can be trusted. Its supervisor starts another.
@@ -258,12 +281,14 @@ class Application:
         headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if isinstance(body, bytes):
+            metrics.S3_SENT.add(amount=0 if head else len(body))
             await send({"type": "http.response.body", "body": b"" if head else body})
             return
         watcher = asyncio.create_task(_disconnected(receive))
         try:
             piece = body.first
             while piece:
+                metrics.S3_SENT.add(amount=len(piece))
                 following = asyncio.ensure_future(self._next_piece(body))
                 try:
                     await self._send_piece(piece, send, watcher, scope[UNSENT])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from stratum import metrics
 from stratum.log import get_logger
 from stratum.s3.errors import STATUS
 from stratum.s3.xml import error as error_body
@@ -87,10 +88,12 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
+        metrics.S3_CONNECTIONS.add()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        metrics.S3_CONNECTIONS.add(amount=-1)
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:

@@ -15,7 +15,7 @@ STATUS = {
     "InvalidPartNumber": 416, "InvalidPartOrder": 400, "InvalidRange": 416, "InvalidRequest": 400, "InvalidURI": 400, "InvalidStorageClass": 400, "KeyTooLongError": 400,
     "MalformedACLError": 400, "MalformedTrailerError": 400, "MalformedXML": 400, "MaxMessageLengthExceeded": 400, "MetadataTooLarge": 400,
     "MethodNotAllowed": 405, "MissingContentLength": 411, "NoSuchBucket": 404, "NoSuchKey": 404, "NoSuchLifecycleConfiguration": 404, "NoSuchUpload": 404, "NoSuchVersion": 404,
-    "NotImplemented": 501, "NotModified": 304, "PreconditionFailed": 412, "RequestHeaderSectionTooLarge": 400, "RestoreAlreadyInProgress": 409, "RequestTimeTooSkewed": 403, "RequestTimeout": 400,
+    "NotImplemented": 501, "NotModified": 304, "PreconditionFailed": 412, "QuotaExceeded": 403, "RequestHeaderSectionTooLarge": 400, "RestoreAlreadyInProgress": 409, "RequestTimeTooSkewed": 403, "RequestTimeout": 400,
     "ServiceUnavailable": 503, "SignatureDoesNotMatch": 403, "SlowDown": 503, "UserKeyMustBeSpecified": 400, "XAmzContentChecksumMismatch": 400,
     "XAmzContentSHA256Mismatch": 400,
 }  # fmt: skip
@@ -64,6 +64,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.AccessRefused: "AccessDenied",
     engine.ReadOnlyBucket: "AccessDenied",
     engine.NoSpace: "InsufficientStorage",
+    engine.QuotaExceeded: "QuotaExceeded",
     engine.TooManyLinks: "InvalidArgument",
     engine.DataDamaged: "InternalError",
     engine.StorageFailed: "InternalError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from stratum import metrics
 from stratum.s3.errors import S3Error
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Incoming:
                     "RequestTimeout", f"nothing of the body came for {self._idle_s_max:g} seconds; send it again"
                 ) from None
             if size:
+                metrics.S3_RECEIVED.add(amount=size)
                 yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
             gathered, size = [], 0
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
-from stratum.config import load, parse_listen
-from stratum.errors import ConfigInvalid
+from stratum import counting, notify
+from stratum.config import load
 from stratum.housekeeping import Housekeeper
 from stratum.processes import KeptProcess, end_all
+from stratum.sockets import listen
+from stratum.status import endpoint_answers
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 GRACE_S = 15.0
 LOOK_S = 0.1
-BACKLOG = 1024
 _KEPT_VARIABLES = (
     "PATH",
     "HOME",
@@ -46,28 +47,28 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _listen(address: str) -> socket.socket:
-    host, port = parse_listen(address, "s3.listen")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigInvalid(
-            f"cannot listen on s3.listen = {address!r}: {error.strerror}; end what uses it or change it"
-        ) from error
-    listener.setblocking(False)
-    return listener
+def _all_go_round(volume: Volume, workers: list[KeptProcess]) -> bool:
+    """Whether no worker's loop has stopped: the watchdog is fed by those who answer requests, not by a timer beside them."""
+    patience_s = notify.watchdog_s()
+    if not patience_s:
+        return True
+    ours = {worker.process.pid for worker in workers if worker.process is not None}
+    living = counting.read_all(volume.meta / counting.FOLDER)[1]
+    return all(process.silent_s < patience_s for process in living if process.pid in ours)
 
 
 def serve(root: Path) -> None:
     """Serve until SIGTERM or SIGINT."""
     config = load(root)
-    listener = _listen(config.s3_listen)
+    listener = listen(config.s3_listen, "s3.listen")
     ending = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: ending.set())
     with Volume(root, "s3-master") as volume:
+        counting.attach(volume.meta / counting.FOLDER, "s3-master")
         housekeeper = Housekeeper(volume)
+        watchdog = notify.Watchdog(time.monotonic())
+        ready = False
         descriptor = listener.fileno()
         words = ["-m", "stratum.s3.worker", str(root), str(descriptor)]
         workers = [
@@ -78,9 +79,16 @@ def serve(root: Path) -> None:
             while True:
                 for worker in workers:
                     worker.keep_alive()
+                counting.beat()
+                if not ready and notify.expected():
+                    ready = endpoint_answers(config)
+                    if ready:
+                        notify.send(READY=1, STATUS=f"serving {config.endpoint}")
+                watchdog.feed(time.monotonic(), healthy=_all_go_round(volume, workers))
                 if ending.wait(LOOK_S):
                     break
         finally:
+            notify.send(STOPPING=1)
             end_all(workers, GRACE_S)
             listener.close()
             housekeeper.stop()

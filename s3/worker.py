@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from stratum import counting
 from stratum import log as logs
 from stratum.config import load
 from stratum.processes import die_with_parent, raise_descriptor_limit
@@ -19,6 +20,12 @@ from stratum.volume import Volume
 
 KEEP_ALIVE_S = 75
 DRAIN_S_MAX = 10
+
+
+class _Server(uvicorn.Server):
+    async def on_tick(self, counter: int) -> bool:
+        counting.beat()
+        return await super().on_tick(counter)
 
 
 def main() -> None:
@@ -33,6 +40,7 @@ def main() -> None:
     # What it would say we say ourselves: one line a request, and a line for each that breaks.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     with Volume(root, "s3") as volume:
+        counting.attach(volume.meta / counting.FOLDER, "s3-worker")
         tls = bool(config.s3_tls_certificate)
         settings = uvicorn.Config(
             Application(volume), http=Connection, loop="uvloop", lifespan="off", ws="none", log_config=None, access_log=False,
@@ -40,7 +48,7 @@ def main() -> None:
             ssl_certfile=root / config.s3_tls_certificate if tls else None,
             ssl_keyfile=root / config.s3_tls_key if tls else None,
         )  # fmt: skip
-        server = uvicorn.Server(settings)
+        server = _Server(settings)
 
         def end(*_: object) -> None:
             server.should_exit = True

@@ -23,8 +23,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratum import metrics
 from stratum.errors import StratumError
 from stratum.log import get_logger
+from stratum.mountd import ask_detach, helper_of
 from stratum.schema import key_u64, unpack_json
 
 if TYPE_CHECKING:
@@ -118,7 +120,8 @@ class Acknowledger:
 
     def _wait(self, transaction_id: int) -> None:
         """All mounts at once. Who is dead, or has not followed at the deadline, is fenced."""
-        deadline = time.monotonic() + self._volume.config.mount_acknowledge_s_max
+        began = time.monotonic()
+        deadline = began + self._volume.config.mount_acknowledge_s_max
         mounts = self._mounts()
         while True:
             mounts = {
@@ -132,6 +135,7 @@ class Acknowledger:
                 else:
                     self._ask(session, row, transaction_id)
             if not mounts:
+                metrics.INVALIDATION_SECONDS.observe(time.monotonic() - began)
                 return
             self._listen(mounts, min(deadline - time.monotonic(), ANSWER_S_MAX))
 
@@ -190,18 +194,32 @@ def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
     """Make a mount that does not answer unable to answer anybody: end its daemon, abort its connection, detach it."""
     device, mountpoint = int(row["device"]), str(row["mountpoint"])
     log.error("mount_fenced", session=session, mountpoint=mountpoint)
+    metrics.FENCES.add()
     process = volume.session.rows().get(session)
     if process is not None and not volume.session.is_dead(session):
         # The lock is held, so the number still belongs to that daemon. A stopped one dies too; its descriptor closes with it.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(int(str(process["pid"])), signal.SIGKILL)
     abort_connection(device)
-    subprocess.run(["umount", "--lazy", "--", mountpoint], check=False, capture_output=True, timeout=10)
+    try:
+        detach(volume, mountpoint)
+    except (StratumError, OSError, subprocess.SubprocessError) as error:
+        # Aborted, it answers ENOTCONN: nobody reads anything old from it.
+        log.error("mount_not_detached", mountpoint=mountpoint, error=str(error))
     try:
         with volume.store.transact() as tx:
             tx.delete(key_u64(b"T", session))
     except StratumError as error:
         log.error("mount_row_not_removed", session=session, error=str(error))
+
+
+def detach(volume: Volume, mountpoint: str) -> None:
+    """Take a mount away from its mountpoint; who has files of it open keeps them. Raises `UnfinishedMount`."""
+    helper = helper_of(volume.root, volume.config)
+    if helper is not None:
+        ask_detach(helper, mountpoint)
+    else:
+        subprocess.run(["umount", "--lazy", "--", mountpoint], check=False, capture_output=True, timeout=10)
 
 
 def abort_connection(device: int) -> None:

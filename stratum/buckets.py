@@ -7,7 +7,7 @@ import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import tree
+from stratum import quotas, tree
 from stratum.errors import (
     BucketExists,
     BucketNotEmpty,
@@ -16,7 +16,7 @@ from stratum.errors import (
     NoSuchBucket,
     ReadOnlyBucket,
 )
-from stratum.schema import ROOT_INODE, BucketRow, Dentry, Kind, key_u64, unpack_json
+from stratum.schema import ROOT_INODE, BucketRow, Dentry, Kind, unpack_json
 
 if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -133,6 +133,8 @@ def remove(tx: MetadataTransaction, name: str, *, also_explicit: bool = True) ->
     tree.drop_directory(tx, tx.inode(row.inode))
     tx.delete(b"B" + name.encode())
     tx.forget_usage(row.inode)
+    if quotas.of_bucket(tx, row.inode) is not None:
+        quotas.set_bucket(tx, row.inode, None)
 
 
 _EMPTY_DIRECTORIES_MAX = 100_000
@@ -170,6 +172,4 @@ def _collect_empty(
 
 def usage(reader: InodeReader, row: BucketRow) -> tuple[int, int]:
     """(objects, bytes)."""
-    raw = reader.get(key_u64(b"H", row.inode))
-    found = unpack_json(raw) if raw else {"objects": 0, "bytes": 0}
-    return found["objects"], found["bytes"]
+    return reader.usage_of(row.inode)

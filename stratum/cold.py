@@ -37,6 +37,7 @@ from stratum.cold_backends.contract import (
 from stratum.cold_backends.directory import DirectoryBackend
 from stratum.cold_backends.encrypt import Encrypting
 from stratum.cold_backends.limit import Limited
+from stratum.cold_backends.measured import Measured
 from stratum.cold_backends.retry import Retrying
 from stratum.errors import DataDamaged, ForeignRemote, InvalidArgument, NeedsRestore, NotFound, TierUnavailable
 from stratum.log import get_logger
@@ -145,7 +146,7 @@ def open_remote(
             row.endpoint, row.bucket, row.prefix, region=row.region, credentials=_credentials(name, row),
             checksums=row.can.get("checksums", False), connect_s_max=min(5.0, request_s_max), read_s_max=request_s_max,
         )  # fmt: skip
-    retrying = Retrying(Limited(raw, bytes_per_s=bytes_per_s, requests_per_s=requests_per_s))
+    retrying = Retrying(Limited(Measured(raw), bytes_per_s=bytes_per_s, requests_per_s=requests_per_s))
     sealed: Backend = Encrypting(retrying, read_key(Path(row.encryption_key))) if row.encryption_key else retrying
     return Remote(retrying, sealed, retrying, raw)
 
@@ -156,9 +157,9 @@ def _credentials(name: str, row: ColdRow) -> tuple[str, str] | None:
         return read_credentials(Path(row.credentials))
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if folder:
-        path = Path(folder) / f"stratum-cold-{name}"
-        if path.exists():
-            return read_credentials(path)
+        for path in (Path(folder) / f"cold_{name}", Path(folder) / f"stratum-cold-{name}"):
+            if path.exists():
+                return read_credentials(path)
     return None
 
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from stratum import metrics
 from stratum.errors import NoSpace, SessionDead, StorageFailed, StratumError
 from stratum.transaction import MetadataTransaction
 from stratum.turn import turn
@@ -159,6 +161,7 @@ class Committer:
             more = False
         if not batch:
             return
+        began = time.perf_counter()
         try:
             logged, transaction_id = self._attempt(batch, more=more)
         except (StorageFailed, SessionDead) as error:
@@ -182,6 +185,8 @@ class Committer:
             for mutation in batch:
                 self._commit([mutation])
             return
+        metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
+        metrics.MUTATIONS.add(amount=len(batch))
         self.batches += 1
         self._batch_before = len(batch)
         self.mutations += len(batch)
@@ -206,6 +211,7 @@ class Committer:
                     mutation.error = None
                     try:
                         mutation.result = mutation.function(tx)
+                        tx.check_quotas(frees=mutation.frees)
                     except Exception as error:
                         if tx.writes != before:
                             raise

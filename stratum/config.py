@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import tomllib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -60,8 +61,38 @@ SETTINGS = (
     Setting("s3", "tls_certificate", "", "PEM file; with tls_key the endpoint speaks https"),
     Setting("s3", "tls_key", "", "PEM file of the certificate's key"),
     Setting("s3", "object_bytes_max", 5497558138880, "largest object (5 TiB)"),
-    Setting("admin", "listen", "127.0.0.1:0", "address reserved for health and metrics; init chooses a free port"),
+    Setting("admin", "listen", "127.0.0.1:0", "address of health and metrics; init chooses a free port"),
+    Setting(
+        "admin",
+        "token_file",
+        "",
+        "what it holds must come as a bearer token; needed where others can reach the address",
+    ),
+    Setting("admin", "tls_certificate", "", "PEM file; with tls_key the address speaks https"),
+    Setting("admin", "tls_key", "", "PEM file of the certificate's key"),
+    Setting("admin", "client_ca", "", "PEM file; clients need a certificate from it, and then no token"),
+    Setting("alerts", "webhook", "", "URL that is sent a JSON document when what is wrong changes; empty: none"),
+    Setting("alerts", "webhook_token_file", "", "what it holds is sent to the webhook as a bearer token"),
+    Setting("alerts", "email_to", [], "who gets an e-mail when what is wrong changes"),
+    Setting("alerts", "email_from", "stratum@localhost", "the sender of these e-mails"),
+    Setting("alerts", "smtp", "127.0.0.1:25", "the mail server; TLS is used where it offers it"),
+    Setting(
+        "alerts", "smtp_credentials", "", "file of user = NAME and password = TEXT lines; only its owner may read it"
+    ),
+    Setting("alerts", "settle_s", 15.0, "what is wrong for less than this is not worth an alert"),
+    Setting(
+        "alerts",
+        "interval_s_min",
+        60.0,
+        "the least time between two messages to one place; what happened meanwhile is in the next",
+    ),
     Setting("mount", "path", "", "where `serve` mounts the volume; empty: it does not"),
+    Setting(
+        "mount",
+        "helper",
+        "",
+        "socket of `stratum mountd`, which mounts for a daemon without root; empty: /run/stratum/mountd.sock, or directly as root",
+    ),
     Setting("mount", "bucket", "", "mount this bucket instead of all of them"),
     Setting(
         "mount",
@@ -140,7 +171,20 @@ class Config:
     s3_tls_key: str
     s3_object_bytes_max: int
     admin_listen: str
+    admin_token_file: str
+    admin_tls_certificate: str
+    admin_tls_key: str
+    admin_client_ca: str
+    alerts_webhook: str
+    alerts_webhook_token_file: str
+    alerts_email_to: list[str]
+    alerts_email_from: str
+    alerts_smtp: str
+    alerts_smtp_credentials: str
+    alerts_settle_s: float
+    alerts_interval_s_min: float
     mount_path: str
+    mount_helper: str
     mount_bucket: str
     mount_shared_without_locks: bool
     mount_dirty_bytes_max: int
@@ -183,6 +227,10 @@ class Config:
     def endpoint(self) -> str:
         return f"{self.scheme}://{self.s3_listen}"
 
+    @property
+    def admin_endpoint(self) -> str:
+        return f"{'https' if self.admin_tls_certificate else 'http'}://{self.admin_listen}"
+
 
 assert {field.name for field in fields(Config)} == {setting.attribute for setting in SETTINGS}
 
@@ -199,6 +247,8 @@ _AT_LEAST = {
     "metadata.map_bytes": 1 << 28,
     "volume.free_bytes_min": 0,
     "mount.dirty_bytes_max": 1 << 20,
+    "alerts.settle_s": 0.0,
+    "alerts.interval_s_min": 0.0,
     "tiering.idle_s": 0.0,
     "tiering.cold_after_s": 0.0,
     "tiering.promote_reads": 1,
@@ -263,8 +313,30 @@ def parse(text: str, where: str) -> Config:
         except ValueError as error:
             raise ConfigInvalid(f"{where}: volume.ec: {error}") from error
     parse_listen(config.s3_listen, "s3.listen")
-    parse_listen(config.admin_listen, "admin.listen")
+    _check_admin(config, where)
     return config
+
+
+def _check_admin(config: Config, where: str) -> None:
+    host, _ = parse_listen(config.admin_listen, "admin.listen")
+    if bool(config.admin_tls_certificate) != bool(config.admin_tls_key):
+        raise ConfigInvalid(f"{where}: admin.tls_certificate and admin.tls_key go together; set both or neither")
+    if config.admin_client_ca and not config.admin_tls_certificate:
+        raise ConfigInvalid(f"{where}: admin.client_ca needs admin.tls_certificate and admin.tls_key")
+    if not is_loopback(host) and not (config.admin_token_file or config.admin_client_ca):
+        raise ConfigInvalid(
+            f"{where}: admin.listen = {config.admin_listen!r} can be reached from elsewhere; set admin.token_file or admin.client_ca"
+        )
+    parse_listen(config.alerts_smtp, "alerts.smtp")
+    if config.alerts_webhook and not config.alerts_webhook.startswith(("http://", "https://")):
+        raise ConfigInvalid(f"{where}: alerts.webhook = {config.alerts_webhook!r} is no http:// or https:// URL")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _checked(setting: Setting, value: Any, where: str) -> Any:

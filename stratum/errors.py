@@ -169,6 +169,10 @@ class NoSpace(StratumError):
     """The disks are full down to the reserve. Deletes still work; free space, then try again."""
 
 
+class QuotaExceeded(StratumError):
+    """A quota of the bucket or of its owner would be passed."""
+
+
 class TooManyLinks(StratumError):
     """A link count would overflow."""
 

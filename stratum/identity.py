@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from stratum import quotas
 from stratum.errors import Exists, InvalidArgument, NoSuchAccessKey, NoSuchUser, StratumError
 from stratum.schema import UserRow, pack_json, unpack_json
 
@@ -144,6 +145,8 @@ class Identities:
                 if unpack_json(raw)["user"] == user.user_id:
                     tx.delete(key)
             tx.delete(b"R" + user.user_id.encode())
+            if quotas.of_user(tx, user.user_id) is not None:
+                quotas.set_user(tx, user.user_id, None)
 
         self._volume.mutate(remove, frees=True)
 

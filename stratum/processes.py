@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from stratum import metrics
 from stratum.log import get_logger
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class KeptProcess:
         """Start it if it is not there and its pause is over. Never blocks."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
+            metrics.RESTARTS.add()
             log.warning("process_ended", role=self.role, pid=self.process.pid, code=self.process.returncode)
             young = now - self._started_s < YOUNG_S
             self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_S_MAX) if young else RESTART_PAUSE_S

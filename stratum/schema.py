@@ -47,6 +47,8 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     r due s, pack                -> empty: a condemned pack whose bytes go when due
     s bucket inode               -> JSON: the bucket's lifecycle rules
     t inode                      -> JSON RestoreRow: a temporary copy asked for by RestoreObject
+    u bucket inode               -> JSON {bytes, objects}: the bucket's quota
+    v user id                    -> JSON {bytes, objects}: the quota over all buckets of a user
 
 Dentries. The entry of a file is its name, the entry of a directory its name and "/". So the rows under one
 directory stand in the order of S3 keys, and `a` and `a/` stand beside each other. S3 keys are split after every

@@ -18,11 +18,13 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import xxhash
 
+from stratum import metrics
 from stratum.descriptors import Descriptors, read_cached
 from stratum.errors import DataDamaged, NoSpace, StorageFailed, StratumError
 from stratum.schema import ELSEWHERE_SEGMENT
@@ -142,7 +144,9 @@ class _SegmentFile:
                 return
             self._started += 1
             self._broken = True
+            began = time.perf_counter()
             os.fdatasync(self.fd)
+            metrics.SYNC_SECONDS.observe(time.perf_counter() - began)
             self._broken = False
             self._finished = self._started
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from stratum import evidence, packs
+from stratum import evidence, packs, quotas
 from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
@@ -84,6 +84,12 @@ class InodeReader:
             return row, b""
         return row, checksums or self.get(key_u64(b"K", number)) or b""
 
+    def usage_of(self, bucket: int) -> tuple[int, int]:
+        """(objects, bytes) that a bucket holds."""
+        raw = self.get(key_u64(b"H", bucket))
+        found = unpack_json(raw) if raw else {"objects": 0, "bytes": 0}
+        return found["objects"], found["bytes"]
+
     def has_slices(self, inode: int, stop: int) -> bool:
         """Whether anything of [0, stop) lies in an extent; a file may have a hundred thousand of them."""
         return bool(self.first_rows(key_u64_u64(b"S", inode, 0), key_u64_u64(b"S", inode, stop), 1))
@@ -118,6 +124,7 @@ class MetadataTransaction(InodeReader):
         self._extents_new: set[int] = set()
         self._segments: dict[int, SegmentRow] = {}
         self._usage: dict[int, list[int]] = {}
+        self._growth: dict[int, tuple[int, int]] = {}
         self._written: set[int] = set()
         self._changes = 0
         self._mounts: list[int] | None = None
@@ -192,6 +199,19 @@ class MetadataTransaction(InodeReader):
             entry = self._usage.setdefault(bucket, [0, 0])
             entry[0] += objects
             entry[1] += size
+            before = self._growth.get(bucket, (0, 0))
+            self._growth[bucket] = (before[0] + objects, before[1] + size)
+
+    def usage_of(self, bucket: int) -> tuple[int, int]:
+        objects, size = super().usage_of(bucket)
+        more = self._usage.get(bucket, (0, 0))
+        return objects + more[0], size + more[1]
+
+    def check_quotas(self, *, frees: bool) -> None:
+        """Called after each mutation of a batch. Raises `QuotaExceeded` if this one passed a quota."""
+        growth, self._growth = self._growth, {}
+        if growth and not frees and quotas.any_set(self):
+            quotas.check(self, growth)
 
     def forget_usage(self, bucket: int) -> None:
         self._usage.pop(bucket, None)

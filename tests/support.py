@@ -111,7 +111,7 @@ class Server:
             words += ["--mount", self.mount]
         facts = json.loads(stratum(*words).stdout)
         self.access_key, self.secret_key = facts["access_key"], facts["secret_key"]
-        self.endpoint = facts["endpoint"]
+        self.endpoint, self.admin = facts["endpoint"], facts["admin"]
         self.log = root / "serve.log"
         if settings:
             self.configure(settings)
@@ -175,7 +175,9 @@ class Server:
 
     def processes(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [
-            p for p in json.loads(stratum("status", self.root, "--json").stdout)["processes"] if p["state"] == "running"
+            p
+            for p in json.loads(stratum("status", self.root, "--json", expect=None).stdout)["processes"]
+            if p["state"] == "running"
         ]
         return found
 

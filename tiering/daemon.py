@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import evidence, hints, housekeeping, packs, tree
+from stratum import counting, evidence, hints, housekeeping, packs, tree
 from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import ExtentRow, Kind, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
@@ -76,6 +76,7 @@ class Tierd:
         self._rescan_s = monotonic()
         self._compacted_s = monotonic()
         self._failing: dict[str, float] = {}
+        self._beaten_s = monotonic()
         self.level = "ok"
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -97,6 +98,7 @@ class Tierd:
                         if not busy:
                             self._rest()
             except Busy:
+                self._beat()
                 self._ending.wait(self._volume.config.tiering_interval_s)
             except StratumError as error:
                 log.error("tierd_failed", error=error.message)
@@ -106,11 +108,13 @@ class Tierd:
         """Until the next round is due, or a disk fills."""
         until = self._monotonic() + self._volume.config.tiering_interval_s
         while not self._ending.wait(min(PRESSURE_LOOK_S, max(until - self._monotonic(), 0.0))):
+            self._beat()
             if self._monotonic() >= until or self._gauge_is_high():
                 return
 
     def step(self) -> bool:
         """One round of everything; whether there is more to do at once."""
+        self._beat()
         busy = self._guarded("relief", self._relieve)
         self._publish()
         if self._paused():
@@ -124,10 +128,19 @@ class Tierd:
         ):  # fmt: skip
             if self._ending.is_set():
                 return False
+            self._beat()
             busy = self._guarded(name, work) or busy
             if name != "asked" and self._gauge_is_high():
                 return True
         return busy
+
+    def _beat(self) -> None:
+        self._beaten_s = self._monotonic()
+        counting.beat()
+
+    def silent_s(self) -> float:
+        """Since a step last began or the loop last rested."""
+        return self._monotonic() - self._beaten_s
 
     def _guarded(self, name: str, work: Callable[[], bool]) -> bool:
         """Run a step; one that failed waits a little before it is tried again."""

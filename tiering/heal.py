@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import content, copies, packs, warm
+from stratum import content, copies, metrics, packs, warm
 from stratum.cold_backends.contract import RemoteArchived, RemoteError, RemoteNotFound
 from stratum.errors import DataDamaged, StratumError, TierUnavailable
 from stratum.log import get_logger
@@ -66,6 +66,7 @@ class Healer:
                 error = self.heal_pack(number)
             except (StratumError, OSError) as failure:
                 error = getattr(failure, "message", str(failure))
+            metrics.HEALED.add("failed" if error else "healed")
             if error:
                 self._put_off(number, why, error)
         return len(due) > REPAIRS_AT_ONCE

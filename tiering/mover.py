@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import content, evidence, manifest, packs
+from stratum import content, evidence, manifest, metrics, packs
 from stratum.boundaries import boundary
 from stratum.cold_backends.contract import RemoteDamaged
 from stratum.cold_backends.limit import Bucket
@@ -219,6 +219,7 @@ class Mover:
 
         volume.mutate(publish, frees=True)
         self.moved_bytes[Tier(row.tier).name.lower()] += row.length
+        metrics.MOVED.add(Tier(row.tier).name.lower(), amount=row.length)
         boundary("mover.published")
 
     def _send(self, number: int, row: PackRow, data: bytes) -> None:
@@ -294,6 +295,7 @@ class Mover:
                 brought += len(data)
             boundary("promote.placed")
         self.moved_bytes["hot"] += brought
+        metrics.MOVED.add("hot", amount=brought)
         return brought
 
     def write_hot(self, number: int, generation: int, data: bytes, checksums: bytes) -> bool:
@@ -427,6 +429,8 @@ class Mover:
         moved, failed = self._volume.mutate(settle, frees=True)
         outcome.moved_files += moved
         outcome.failed.update(failed)
+        metrics.MOVES.add(tier.name.lower(), "moved", amount=moved)
+        metrics.MOVES.add(tier.name.lower(), "failed", amount=len(failed))
 
     # -- what crashes and frees left ----------------------------------------------------------------------------------
 

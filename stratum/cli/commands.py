@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, clones, paths, volume
+from stratum import buckets, clones, counting, notify, paths, volume
 from stratum import log as logs
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.erasure import parse_code
@@ -44,6 +44,14 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
         "  ".join(str(row[column]).ljust(width) for column, width in zip(columns, widths, strict=True)) for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def duration_s(text: str) -> float:
+    """Like 90s, 15m, 4h or 2d. Raises `InvalidArgument`."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if text[-1:] not in units or not text[:-1].isdigit():
+        raise InvalidArgument(f"{text!r} is not a number and one of s, m, h, d, like 24h")
+    return float(text[:-1]) * units[text[-1]]
 
 
 def _free_listen(taken: set[int]) -> str:
@@ -85,7 +93,7 @@ def init_settings(options: Namespace) -> tuple[dict[str, Any], list[Path]]:
 def init_document(root: Path, access_key: str, secret_key: str) -> dict[str, Any]:
     config = load(root)
     return {
-        "volume": str(root), "config": str(root / CONFIG_NAME), "endpoint": config.endpoint, "admin": f"http://{config.admin_listen}",
+        "volume": str(root), "config": str(root / CONFIG_NAME), "endpoint": config.endpoint, "admin": config.admin_endpoint,
         "access_key": access_key, "secret_key": secret_key, "mount": config.mount_path or None,
     }  # fmt: skip
 
@@ -170,6 +178,7 @@ def mount(options: Namespace) -> int:
         raise InvalidArgument(f"no mountpoint: name one, or set mount.path in {options.volume / CONFIG_NAME}")
 
     def ready() -> None:
+        notify.send(READY=1, STATUS=f"mounted at {directory}")
         if not options.supervised:
             print(
                 json.dumps({"ready": True, "mount": str(directory)})
@@ -179,6 +188,7 @@ def mount(options: Namespace) -> int:
             )
 
     with Volume(options.volume, "mount") as opened:
+        counting.attach(opened.meta / counting.FOLDER, "mount")
         opened.explain = partial(explain_inode, opened)
         housekeeper = None if options.supervised else Housekeeper(opened)
         try:
@@ -190,23 +200,6 @@ def mount(options: Namespace) -> int:
             if housekeeper is not None:
                 housekeeper.stop()
     return 0
-
-
-def status(options: Namespace) -> int:
-    from stratum import supervisor
-
-    facts = supervisor.status(options.volume)
-    disks = "\n".join(
-        f"disk        {disk['path']}: {disk['free_bytes']} of {disk['total_bytes']} bytes free"
-        for disk in facts["disks"]
-    )
-    problems = "".join(f"\nproblem     {problem}" for problem in facts["problems"])
-    text = (
-        f"health      {facts['health']}{problems}\nvolume      {facts['volume']}\nendpoint    {facts['endpoint']}\nmount       {facts['mount'] or '(none)'}\n"
-        f"objects     {facts['objects']} in {facts['buckets']} buckets, {facts['bytes']} bytes\nmetadata    {facts['metadata_bytes']} bytes\n{disks}\n"
-        f"processes   {len(facts['processes'])}\n{table(facts['processes'], ['role', 'pid', 'state'])}"
-    )
-    return show(options, facts, text)
 
 
 def fsck(options: Namespace) -> int:

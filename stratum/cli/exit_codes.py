@@ -43,6 +43,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.AccessRefused: REFUSED,
     engine.ReadOnlyBucket: REFUSED,
     engine.NoSpace: NO_SPACE,
+    engine.QuotaExceeded: NO_SPACE,
     engine.TooManyLinks: REFUSED,
     engine.DataDamaged: FAILED,
     engine.StorageFailed: FAILED,

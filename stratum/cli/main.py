@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import __version__
 from stratum.cli import commands, tier_commands
+from stratum.cli import operate_commands as operate
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
 from stratum.errors import StratumError
+from stratum.mountd import SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,6 +144,43 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     )
 
 
+def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
+    command(
+        sub, "status", "health, capacity, objects and processes; the exit code is the worst severity", operate.status
+    )
+    made = command(sub, "top", "what is going on, live", operate.top)
+    made.add_argument("--interval", metavar="SECONDS", type=float, default=2.0, help="between two frames (2)")
+    made.add_argument("--once", action="store_true", help="print one frame and end")
+    made = command(sub, "admin", "serve health and metrics, and send alerts, alone", operate.admin)
+    made.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    made = sub.add_parser(
+        "mountd", help="mount for a daemon without root", description="mount for a daemon without root"
+    )
+    made.add_argument("--socket", metavar="PATH", type=Path, default=SOCKET)
+    made.add_argument("--user", metavar="NAME", default="stratum", help="who may ask (stratum)")
+    made.add_argument("--root", metavar="DIR", type=Path, action="append", required=True, help="mounts lie below it")
+    made.set_defaults(run=operate.mountd, json=False, volume=None)
+    codes = group("health", "what is wrong, and what is muted")
+    command(codes, "list", "what is wrong now; the exit code is the worst severity", operate.health_list)
+    command(codes, "codes", "every code there is", operate.health_codes)
+    made = command(codes, "mute", "keep a code out of exit codes and alerts for a while", operate.health_mute)
+    made.add_argument("code", metavar="CODE")
+    made.add_argument("--for", metavar="TIME", dest="duration", required=True, help="like 30m, 4h or 2d")
+    command(codes, "unmute", "hear a code again", operate.health_unmute).add_argument("code", metavar="CODE")
+    quota = group("quota", "how much a bucket, or all buckets of a user, may hold")
+    for name, text, run in (
+        ("set", "set or remove a quota", operate.quota_set),
+        ("show", "quotas, and what is used of them", operate.quota_show),
+    ):
+        made = command(quota, name, text, run)
+        made.add_argument("--bucket", metavar="B")
+        made.add_argument("--user", metavar="U")
+        if name == "set":
+            made.add_argument("--bytes", metavar="N", type=int)
+            made.add_argument("--objects", metavar="N", type=int)
+            made.add_argument("--remove", action="store_true", help="no limit any more")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="stratum", description="One volume that is a POSIX filesystem and an S3 endpoint at the same moment."
@@ -156,6 +195,10 @@ def build_parser() -> argparse.ArgumentParser:
         _volume_argument(made, default=volume_default)
         made.set_defaults(run=run)
         return made
+
+    def group(name: str, text: str) -> Any:
+        made = sub.add_parser(name, help=text, description=text, epilog=_EPILOG)
+        return made.add_subparsers(metavar="ACTION", required=True)
 
     made = command(sub, "init", "make a volume in an empty or new directory", commands.init, volume_default=False)
     _init_arguments(made)
@@ -179,7 +222,7 @@ def build_parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",
             )
-    command(sub, "status", "capacity, objects, health and processes", commands.status)
+    _operate_parsers(sub, command, group)
     made = command(sub, "fsck", "check the volume, and repair it with --repair", commands.fsck)
     made.add_argument("--repair", action="store_true")
     made = command(sub, "gc", "find bytes nothing refers to, and remove them with --apply", commands.gc)
@@ -187,10 +230,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = command(sub, "tierd", "move, heal and expire data, alone", tier_commands.tierd)
     made.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
-
-    def group(name: str, text: str) -> Any:
-        made = sub.add_parser(name, help=text, description=text, epilog=_EPILOG)
-        return made.add_subparsers(metavar="ACTION", required=True)
 
     users = group("user", "manage users")
     made = command(users, "add", "add a user; shows an access key once", commands.user_add)

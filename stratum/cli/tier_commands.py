@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold_admin, hints, objects, packs, warm
-from stratum.cli.commands import init_document, init_settings, set_up_logs, show, table
+from stratum import buckets, cold_admin, counting, hints, notify, objects, packs, warm
+from stratum.cli.commands import duration_s, init_document, init_settings, set_up_logs, show, table
 from stratum.errors import Busy, InvalidArgument, NotFound
+from stratum.health import SILENT_S_MAX
 from stratum.manifest import Names
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
 from stratum.tier_rows import VALID, ColdRow, DiskRow, MoveRow, PackRow, Tier
@@ -42,11 +43,15 @@ def tierd(options: Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     with Volume(options.volume, "tierd") as opened:
+        counting.attach(opened.meta / counting.FOLDER, "tierd")
+        watchdog = notify.Watchdog(time.monotonic())
         worker = daemon.Tierd(opened)
         thread = threading.Thread(target=worker.run, name="tierd", daemon=True)
         thread.start()
+        notify.send(READY=1, STATUS="moving data between the tiers")
         while not ending.wait(0.2) and thread.is_alive() and opened.failed is None:
-            pass
+            watchdog.feed(time.monotonic(), healthy=worker.silent_s() < SILENT_S_MAX["tierd"])
+        notify.send(STOPPING=1)
         worker.stop()
         thread.join(20)
         return 70 if opened.failed is not None else 0
@@ -445,15 +450,8 @@ def _set(options: Namespace, name: str, value: dict[str, Any] | None, text: str)
     return show(options, {name: value}, text)
 
 
-def _seconds(text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if text[-1:] not in units or not text[:-1].isdigit():
-        raise InvalidArgument(f"{text!r} is not a number and one of s, m, h, d, like 24h")
-    return float(text[:-1]) * units[text[-1]]
-
-
 def tier_plan(options: Namespace) -> int:
-    horizon_s = _seconds(options.horizon)
+    horizon_s = duration_s(options.horizon)
     with Volume(options.volume, "cli") as opened:
         with opened.snapshot() as reader:
             level = str(packs.setting(reader, "tierd").get("level", "ok"))

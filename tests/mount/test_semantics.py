@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import struct
 import subprocess
@@ -157,3 +158,31 @@ def test_links_end(mounted: Server, home: Path) -> None:
         with pytest.raises(TooManyLinks):
             volume.mutate(link)
     assert (home / "f").stat().st_nlink == 1
+
+
+def test_quotas_of_a_bucket(home: Path, mounted: Server, tmp_path: Path) -> None:
+    from tests.support import stratum
+
+    stratum("quota", "set", mounted.root, "--bucket", home.name, "--bytes", "100000", "--objects", "3")
+    (home / "a").write_bytes(b"x" * 60_000)
+    with (home / "b").open("wb", buffering=0) as file:
+        assert file.write(b"x" * 40_000) == 40_000
+        assert code_of(lambda: file.write(b"x")) == errno.EDQUOT
+    assert (home / "b").stat().st_size == 40_000
+    assert code_of(lambda: os.truncate(home / "a", 60_001)) == errno.EDQUOT
+    os.truncate(home / "a", 10_000)
+    os.truncate(home / "a", 60_000)  # a hole counts, and fits
+    (home / "c").touch()
+    assert code_of((home / "d").touch) == errno.EDQUOT
+    assert not (home / "d").exists()
+    with mounting(mounted, tmp_path / "one", "--read-only", "--bucket", home.name):
+        space = os.statvfs(tmp_path / "one")
+        assert space.f_blocks * space.f_frsize <= 100_000
+        assert space.f_bavail == 0
+    (home / "b").unlink()
+    assert {
+        row["objects_max"]
+        for row in json.loads(stratum("quota", "show", mounted.root, "--bucket", home.name, "--json").stdout)
+    } == {3}
+    stratum("quota", "set", mounted.root, "--bucket", home.name, "--remove")
+    (home / "d").write_bytes(b"x" * 200_000)

@@ -190,3 +190,42 @@ def test_virtual_host_style(tmp_path: Any) -> None:
         url = f"{server.endpoint}/a/b"
         assert requests.get(url, headers={"Host": "named.s3.test"}, timeout=10).content == b"x"
         assert requests.get(url, headers={"Host": "other.s3.test:80"}, timeout=10).status_code == 404
+
+
+def test_quotas(server: Server) -> None:
+    client = server.client()
+    client.create_bucket(Bucket="bounded")
+    stratum("quota", "set", server.root, "--bucket", "bounded", "--bytes", "6000000", "--objects", "2")
+    client.put_object(Bucket="bounded", Key="a", Body=b"x" * 1000)
+    with pytest.raises(ClientError, match="QuotaExceeded") as caught:
+        client.put_object(Bucket="bounded", Key="b", Body=b"x" * 6_000_000)
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+    upload = client.create_multipart_upload(Bucket="bounded", Key="b")["UploadId"]
+    where = {"Bucket": "bounded", "Key": "b", "UploadId": upload}
+    with pytest.raises(ClientError, match="QuotaExceeded"):
+        client.upload_part(**where, PartNumber=1, Body=b"x" * 6_000_000)
+    client.delete_object(Bucket="bounded", Key="a")
+    part = client.upload_part(**where, PartNumber=1, Body=b"x" * 6_000_000)
+    with pytest.raises(ClientError, match="QuotaExceeded"):
+        client.put_object(Bucket="bounded", Key="c", Body=b"x")
+    parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
+    client.complete_multipart_upload(**where, MultipartUpload=parts)
+    client.put_object(Bucket="bounded", Key="c", Body=b"")
+    with pytest.raises(ClientError, match="QuotaExceeded"):
+        client.copy_object(Bucket="bounded", Key="d", CopySource="bounded/c")
+    rows = json.loads(stratum("quota", "show", server.root, "--json").stdout)
+    assert rows == [
+        {
+            "kind": "bucket",
+            "name": "bounded",
+            "bytes": 6_000_000,
+            "bytes_max": 6_000_000,
+            "objects": 2,
+            "objects_max": 2,
+        }
+    ]
+    stratum("quota", "set", server.root, "--bucket", "bounded", expect=6)
+    stratum("quota", "set", server.root, "--bytes", "5", expect=6)
+    stratum("quota", "set", server.root, "--bucket", "none", "--bytes", "5", expect=4)
+    stratum("quota", "set", server.root, "--bucket", "bounded", "--remove")
+    client.put_object(Bucket="bounded", Key="d", Body=b"")

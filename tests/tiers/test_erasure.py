@@ -162,12 +162,14 @@ def test_writing_goes_on_with_m_disks_missing_and_stops_beyond(tiered: Volume, t
     with pytest.raises(TierUnavailable):
         mover.move([second.number], Tier.WARM, cause="test")
     assert get(tiered, "b") == DATA
-    problems = " ".join(json.loads(stratum("status", tiered.root, "--json").stdout)["problems"])
-    for words in (
-        f"the disk {tmp_path / 'd1'} of the warm tier is missing",
-        "1 packs of the warm tier wait to be repaired",
-    ):
-        assert words in problems
+    findings = json.loads(stratum("status", tiered.root, "--json", expect=2).stdout)["findings"]
+    found = {(item["code"], item["thing"], item["what"]) for item in findings}
+    assert (
+        "STR-WARM-DISK-MISSING",
+        str(tmp_path / "d1"),
+        "it is missing; mount it, or `stratum disk replace` it",
+    ) in found
+    assert ("STR-WARM-DEGRADED", "warm tier", "1 packs wait to be repaired") in found
     (tmp_path / "gone1").rename(tmp_path / "d1")
     (tmp_path / "gone2").rename(tmp_path / "d2")
     assert get(tiered, "a") == DATA

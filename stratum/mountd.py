@@ -1,0 +1,299 @@
+"""`stratum mountd`: the only part that needs root. It opens /dev/fuse, mounts, and hands the descriptor to an unprivileged daemon.
+
+A unit with a private mount namespace cannot mount for the host, and one without new privileges cannot use fusermount3. So this
+small process does the mount in the host's namespace and passes the descriptor over a socket (SCM_RIGHTS, unix(7)).
+
+Invariants
+* It serves one user (and root), named when it started; the kernel says who asks (SO_PEERCRED).
+* It mounts on directories below the roots named when it started and nowhere else. Every component is opened without
+  following symbolic links, and what is mounted on is that descriptor, so nobody can exchange the path meanwhile.
+* The directory belongs to root or to who asks; nothing is mounted there. Every mount is nosuid and nodev.
+* It detaches only mounts of type fuse.stratum that were made for who asks, which the kernel's table says.
+
+Protocol: SOCK_SEQPACKET, one JSON document a packet. {"action": "mount", "path", "read_only"} is answered {"ok": true} with a
+descriptor, {"action": "detach", "path"} with {"ok": true}; both with {"error": text} if they cannot be.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import json
+import os
+import pwd
+import signal
+import socket
+import stat
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratum import notify
+from stratum.errors import ConfigInvalid, UnfinishedMount
+from stratum.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stratum.config import Config
+
+FILE_SYSTEM = "fuse.stratum"
+REQUEST_BYTES_MAX = 8192
+READ_AHEAD_KIB = 1024
+BACKGROUND_MAX = 64
+CONNECTIONS_MAX = 64
+IDLE_S_MAX = 30.0
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 4, 2, 8
+_CREDENTIALS = struct.Struct("3i")
+_libc = ctypes.CDLL(None, use_errno=True)
+log = get_logger("mountd")
+
+
+class Refused(Exception):
+    """What is asked for is not allowed, or failed; the text goes to who asked."""
+
+
+@dataclass(slots=True, frozen=True)
+class MountLine:
+    """A line of /proc/self/mountinfo (proc(5))."""
+
+    path: str
+    device: int
+    file_system: str
+    options: frozenset[str]
+
+
+def mount_at(path: str) -> MountLine | None:
+    """The topmost mount at a path."""
+    found = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[4].encode("latin-1", "replace").decode("unicode_escape") == path:
+            at = fields.index("-")
+            options = frozenset(fields[at + 3].split(",")) if len(fields) > at + 3 else frozenset()
+            found = MountLine(path, int(fields[2].partition(":")[2]), fields[at + 1], options)
+    return found
+
+
+def tune(device: int) -> None:
+    """What a mount cannot negotiate; failing to is only slower."""
+    for path, number in (
+        (f"/sys/class/bdi/0:{device}/read_ahead_kb", READ_AHEAD_KIB),
+        (f"/sys/fs/fuse/connections/{device}/max_background", BACKGROUND_MAX),
+    ):
+        try:
+            Path(path).write_text(str(number))
+        except OSError as error:
+            log.debug("not_tuned", path=path, error=str(error))
+
+
+class MountHelper:
+    """`user` may ask; mounts lie below `roots`."""
+
+    def __init__(self, user: int, roots: Sequence[Path]) -> None:
+        self._user = user
+        self._roots = [os.path.normpath(root) for root in roots]
+
+    def answer(self, document: Any, uid: int, gid: int) -> tuple[dict[str, Any], int | None]:
+        """The answer, and a descriptor that goes with it. Raises `Refused`."""
+        if uid not in {0, self._user}:
+            raise Refused("you are not the user this helper serves")
+        if not isinstance(document, dict) or not isinstance(document.get("path"), str):
+            raise Refused("a request is a JSON object with an action and a path")
+        path = document["path"]
+        match document.get("action"):
+            case "mount":
+                return {"ok": True}, self._mount(path, uid, gid, read_only=document.get("read_only") is True)
+            case "detach":
+                self._detach(path, uid)
+                return {"ok": True}, None
+        raise Refused("the actions are mount and detach")
+
+    def _check(self, path: str) -> None:
+        if not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
+            raise Refused(f"{path!r} is not an absolute path without . and ..")
+        if not any(path.startswith(root.rstrip("/") + "/") for root in self._roots):
+            raise Refused(f"{path!r} is not below {', '.join(self._roots)}")
+
+    def _open(self, path: str, uid: int) -> int:
+        """A descriptor of the directory itself, reached without symbolic links."""
+        at = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in path.strip("/").split("/"):
+                following = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+                os.close(at)
+                at = following
+            owner = os.fstat(at)
+        except OSError as error:
+            os.close(at)
+            raise Refused(f"{path!r} cannot be reached: {error.strerror}; make the directory first") from None
+        if owner.st_uid not in {0, uid} or stat.S_IMODE(owner.st_mode) & 0o002:
+            os.close(at)
+            raise Refused(f"{path!r} must belong to root or to you, and not be writable by everybody")
+        return at
+
+    def _mount(self, path: str, uid: int, gid: int, *, read_only: bool) -> int:
+        self._check(path)
+        if mount_at(path) is not None:
+            raise Refused(f"something is mounted at {path!r} already")
+        place = self._open(path, uid)
+        try:
+            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+                options = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},allow_other,default_permissions"
+                target = f"/proc/self/fd/{place}".encode()
+                if _libc.mount(b"stratum", target, FILE_SYSTEM.encode(), flags, options.encode()) != 0:
+                    raise Refused(f"mount of {path!r} failed: {os.strerror(ctypes.get_errno())}")
+            except BaseException:
+                os.close(device)
+                raise
+        finally:
+            os.close(place)
+        line = mount_at(path)
+        if line is not None:
+            tune(line.device)
+        log.info("mounted", path=path, uid=uid, read_only=read_only)
+        return device
+
+    def _detach(self, path: str, uid: int) -> None:
+        self._check(path)
+        line = mount_at(path)
+        if line is None:
+            return
+        if line.file_system != FILE_SYSTEM or (uid != 0 and f"user_id={uid}" not in line.options):
+            raise Refused(f"what is mounted at {path!r} is not yours")
+        if _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+            raise Refused(f"detaching {path!r} failed: {os.strerror(ctypes.get_errno())}")
+        log.info("detached", path=path, uid=uid)
+
+    def serve_one(self, connection: socket.socket) -> None:
+        """All requests of one connection."""
+        connection.settimeout(IDLE_S_MAX)
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, gid = _CREDENTIALS.unpack(raw)
+        with connection:
+            while request := connection.recv(REQUEST_BYTES_MAX):
+                descriptor = None
+                try:
+                    found, descriptor = self.answer(_decoded(request), uid, gid)
+                except Refused as refused:
+                    log.warning("refused", uid=uid, why=str(refused))
+                    found = {"error": str(refused)}
+                extra = []
+                if descriptor is not None:
+                    extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+                try:
+                    connection.sendmsg([json.dumps(found).encode()], extra)
+                finally:
+                    if descriptor is not None:
+                        os.close(descriptor)  # if it never arrived, the last close ends the mount
+
+
+def _decoded(request: bytes) -> Any:
+    try:
+        return json.loads(request)
+    except ValueError:
+        raise Refused("the request is not JSON") from None
+
+
+def _listener(path: Path) -> socket.socket:
+    """The socket systemd passed, or one of our own."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Everybody may connect, as with systemd's socket the group may: who asks is checked at each request.
+    listener.bind(str(path))
+    path.chmod(0o666)
+    listener.listen(16)
+    return listener
+
+
+def serve(path: Path, user: str, roots: Sequence[Path]) -> None:
+    """Until SIGTERM. Raises `ConfigInvalid`."""
+    try:
+        uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ConfigInvalid(f"there is no user {user!r}") from None
+    if not roots or any(not root.is_absolute() or root == Path("/") for root in roots):
+        raise ConfigInvalid("name at least one absolute directory, and not /, below which mounts may lie")
+    helper = MountHelper(uid, roots)
+    listener = _listener(path)
+    places = threading.BoundedSemaphore(CONNECTIONS_MAX)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))  # accept(2) then ends
+    notify.send(READY=1, STATUS=f"mounting below {', '.join(map(str, roots))}")
+
+    def work(connection: socket.socket) -> None:
+        try:
+            helper.serve_one(connection)
+        except OSError as error:
+            log.info("connection_ended", error=str(error))
+        except Exception:
+            log.exception("request_failed")
+        finally:
+            places.release()
+
+    with listener:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            if not places.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=work, args=(connection,), daemon=True).start()
+
+
+SOCKET = Path("/run/stratum/mountd.sock")
+
+
+def helper_of(root: Path, config: Config) -> Path | None:
+    """Whom to ask for mounts of a volume: the setting, or the usual place if this process could not mount by itself."""
+    if config.mount_helper:
+        return root / config.mount_helper
+    return SOCKET if os.geteuid() != 0 and SOCKET.exists() else None
+
+
+# -- the other side -----------------------------------------------------------------------------------------------------
+
+
+def _asked(helper: Path, document: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(IDLE_S_MAX)
+        try:
+            connection.connect(str(helper))
+            connection.send(json.dumps(document).encode())
+            raw, extra, _, _ = connection.recvmsg(REQUEST_BYTES_MAX, socket.CMSG_SPACE(4))
+        except OSError as error:
+            raise UnfinishedMount(
+                f"the mount helper at {helper} does not answer ({error}); systemctl status stratum-mountd"
+            ) from error
+    numbers = array.array("i")
+    for level, kind, data in extra:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    found: dict[str, Any] = json.loads(raw or b'{"error": "it ended"}')
+    if "error" in found:
+        for number in numbers:
+            os.close(number)
+        raise UnfinishedMount(f"the mount helper refuses: {found['error']}")
+    return found, numbers[0] if numbers else None
+
+
+def ask_mount(helper: Path, mountpoint: Path, *, read_only: bool) -> int:
+    """A descriptor of a fresh mount. Raises `UnfinishedMount`."""
+    _, descriptor = _asked(helper, {"action": "mount", "path": str(mountpoint), "read_only": read_only})
+    if descriptor is None:
+        raise UnfinishedMount(f"the mount helper at {helper} sent no descriptor")
+    return descriptor
+
+
+def ask_detach(helper: Path, mountpoint: Path | str) -> None:
+    """Raises `UnfinishedMount`."""
+    _asked(helper, {"action": "detach", "path": str(mountpoint)})
