@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE_PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
-PACKAGES := python3 python3-venv python3-dev gcc pkg-config fuse3 libfuse3-dev rclone restic sqlite3 git fio rsync prometheus
+PACKAGES := python3 python3-venv python3-dev gcc pkg-config fuse3 libfuse3-dev rclone restic sqlite3 git fio rsync prometheus systemd
 
 .PHONY: run check install format lint types test build soak bench bench-mount bench-invalidation bench-tiers compliance clean
 

@@ -98,7 +98,7 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted
             )
     except RuntimeError as error:
         raise UnfinishedMount(
-            f"{mountpoint} could not be mounted ({error}); is /dev/fuse there, and are you root?"
+            f"{mountpoint} could not be mounted ({error}); is /dev/fuse there? A volume that does not belong to root is mounted through `stratum mountd`"
         ) from error
     followers: list[Follower] = []
     try:

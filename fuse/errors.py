@@ -51,6 +51,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.UnfinishedMount: errno.EIO,
     engine.ConfigInvalid: errno.EIO,
     engine.VolumeInvalid: errno.EIO,
+    engine.BackupDamaged: errno.EIO,
     engine.NotImplementedYet: errno.EOPNOTSUPP,
     engine.TryAgain: errno.EAGAIN,
 }

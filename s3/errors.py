@@ -76,6 +76,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.UnfinishedMount: "InternalError",
     engine.ConfigInvalid: "InternalError",
     engine.VolumeInvalid: "InternalError",
+    engine.BackupDamaged: "InternalError",
     engine.NotImplementedYet: "NotImplemented",
     engine.TryAgain: "SlowDown",
 }

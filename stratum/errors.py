@@ -224,6 +224,10 @@ class VolumeInvalid(StratumError):
     """The directory is not a volume, or one of another format version."""
 
 
+class BackupDamaged(StratumError):
+    """A backup that does not read back as it was written. Nothing was put in place."""
+
+
 class NotImplementedYet(StratumError):
     """A feature this version does not have. Never a silent success."""
 

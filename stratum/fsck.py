@@ -530,8 +530,8 @@ class _Checker:
                 self.found("damaged-extent", f"extent {number:#x}", error.message)
 
 
-def check(volume: Volume, *, repair: bool = False) -> list[Finding]:
-    """Everything that is wrong. Raises `Busy` if a repair is asked for while others have the volume open."""
+def check(volume: Volume, *, repair: bool = False, data: bool = True) -> list[Finding]:
+    """Everything that is wrong; without `data` no stored byte is read. Raises `Busy` if a repair is asked for while others have the volume open."""
     if repair:
         others = [
             str(row["role"])
@@ -544,7 +544,7 @@ def check(volume: Volume, *, repair: bool = False) -> list[Finding]:
     done: list[Finding] = []
     tried: set[tuple[str, str]] = set()
     while True:
-        found = _examine(volume)
+        found = _examine(volume, data=data)
         repairable = (
             [
                 (finding, function)
@@ -569,11 +569,12 @@ def check(volume: Volume, *, repair: bool = False) -> list[Finding]:
                 done.append(finding)
 
 
-def _examine(volume: Volume) -> list[tuple[Finding, Repair | None]]:
+def _examine(volume: Volume, *, data: bool) -> list[tuple[Finding, Repair | None]]:
     with volume.reading(), volume.snapshot() as reader:
         checker = _Checker(volume, reader)
         checker.check_tree(reader)
         checker.check_extents(reader)
         checker.check_rows(reader)
-        checker.check_data(reader)
+        if data:
+            checker.check_data(reader)
     return checker.findings

@@ -85,7 +85,7 @@ CODES = {
         Code("STR-COLD-FAILING", _W, "a remote of the cold tier fails and is left alone for a while", "stratum cold check VOLUME"),
         Code("STR-SCRUB-UNHEALED", _E, "the scrub found damage that it could not heal", "stratum scrub status VOLUME"),
         Code("STR-SCRUB-OVERDUE", _W, "no pass of the scrub has ended within its period", "stratum scrub start VOLUME"),
-        Code("STR-BACKUP-OLD", _W, "the metadata was not backed up for longer than a day", "stratum meta backup VOLUME"),
+        Code("STR-BACKUP-OLD", _W, "the metadata was not backed up for longer than a day", "stratum meta backup VOLUME /var/lib/stratum/backups"),
         Code("STR-CERTIFICATE-EXPIRES", _W, "a TLS certificate expires within three weeks", "openssl x509 -noout -enddate -in FILE"),
         Code("STR-CERTIFICATE-EXPIRED", _E, "a TLS certificate has expired, or cannot be read", "openssl x509 -noout -enddate -in FILE"),
         Code("STR-QUOTA-NEAR", _W, "a quota is nearly used up", "stratum quota show VOLUME"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import resource
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING
 import psutil
 
 from stratum import metrics
+from stratum.config import CONFIG_NAME
 from stratum.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 RESTART_PAUSE_S = 0.1
 RESTART_PAUSE_S_MAX = 10.0
@@ -25,6 +28,7 @@ YOUNG_S = 10.0
 log = get_logger("processes")
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,6 +38,31 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def become_owner(volume: Path | None) -> None:
+    """As root, go on as whoever a volume's metadata belongs to: a file that root leaves there locks its services out.
+
+    Call it before there are threads.
+    """
+    if volume is None or os.geteuid() != 0:
+        return
+    try:
+        owner = next(
+            path.stat() for path in (volume / "meta", volume) if (volume / CONFIG_NAME).exists() and path.exists()
+        )
+    except (OSError, StopIteration):
+        return
+    if owner.st_uid == 0:
+        return
+    try:
+        os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+    except KeyError:
+        os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+    # The kernel gives /proc/self of a process that changed its user to root; ours is still to be looked into.
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def raise_descriptor_limit() -> int:

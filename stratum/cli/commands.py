@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, clones, counting, notify, paths, volume
+from stratum import background, buckets, clones, counting, notify, paths, volume
 from stratum import log as logs
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.erasure import parse_code
@@ -24,6 +24,7 @@ from stratum.warm import same_devices
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
 
     from stratum.clones import Cloned
     from stratum.schema import BucketRow
@@ -163,6 +164,12 @@ def s3(options: Namespace) -> int:
 
 
 def mount(options: Namespace) -> int:
+    if options.background:
+        return background.run(lambda ready: _mount(options, ready), "stratum-mount")
+    return _mount(options, lambda: None)
+
+
+def _mount(options: Namespace, announced: Callable[[], None]) -> int:
     from stratum.fuse import daemon
     from stratum.housekeeping import Housekeeper
     from stratum.processes import die_with_parent
@@ -179,7 +186,8 @@ def mount(options: Namespace) -> int:
 
     def ready() -> None:
         notify.send(READY=1, STATUS=f"mounted at {directory}")
-        if not options.supervised:
+        announced()
+        if not options.supervised and not options.background:
             print(
                 json.dumps({"ready": True, "mount": str(directory)})
                 if options.json

@@ -55,6 +55,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.UnfinishedMount: COULD_NOT_RUN,
     engine.ConfigInvalid: COULD_NOT_RUN,
     engine.VolumeInvalid: COULD_NOT_RUN,
+    engine.BackupDamaged: FAILED,
     engine.NotImplementedYet: REFUSED,
     engine.TryAgain: COULD_NOT_RUN,
 }

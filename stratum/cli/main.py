@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import __version__
+from stratum.cli import backup_commands as saving
 from stratum.cli import commands, tier_commands
 from stratum.cli import operate_commands as operate
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
 from stratum.errors import StratumError
 from stratum.mountd import SOCKET
+from stratum.processes import become_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -167,6 +169,29 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("code", metavar="CODE")
     made.add_argument("--for", metavar="TIME", dest="duration", required=True, help="like 30m, 4h or 2d")
     command(codes, "unmute", "hear a code again", operate.health_unmute).add_argument("code", metavar="CODE")
+    saved = group("meta", "save the metadata, and bring it back")
+    made = command(saved, "backup", "write a verified backup while the volume is served", saving.meta_backup)
+    made.add_argument("target", metavar="TARGET", type=Path, help="a folder, or a new file")
+    made.add_argument("--keep", metavar="N", type=int, help="leave the newest N of this volume in the folder")
+    made = command(
+        saved, "restore", "make a backup the metadata of a volume", saving.meta_restore, volume_default=False
+    )
+    made.add_argument("file", metavar="FILE", type=Path)
+    made.add_argument(
+        "--adopt-data",
+        action="store_true",
+        help="a new volume takes the data folders over: the old one is gone for good",
+    )
+    made = saved.add_parser("verify", help="read a backup back", description="read a backup back", epilog=_EPILOG)
+    made.add_argument("file", metavar="FILE", type=Path)
+    made.add_argument("--json", action="store_true", help="print one JSON document")
+    made.set_defaults(run=saving.meta_verify, volume=None)
+    drills = group("drill", "prove that what is for a bad day works")
+    made = command(drills, "restore", "restore a backup aside, check it, print RPO and RTO", saving.drill_restore)
+    made.add_argument("source", metavar="SOURCE", type=Path, help="a backup, or a folder of them: the newest")
+    made.add_argument("--sample", metavar="N", type=int, default=200, help="files to read whole (200)")
+    made.add_argument("--scratch", metavar="DIR", type=Path, help="where the restored metadata lies meanwhile")
+    made.add_argument("--seed", metavar="N", type=int, help="choose the same files again")
     quota = group("quota", "how much a bucket, or all buckets of a user, may hold")
     for name, text, run in (
         ("set", "set or remove a quota", operate.quota_set),
@@ -215,6 +240,9 @@ def build_parser() -> argparse.ArgumentParser:
             )
             made.add_argument(
                 "--read-only", action="store_true", help="may stand beside the writable mount, any number of times"
+            )
+            made.add_argument(
+                "--background", action="store_true", help="return when it is mounted; the log goes to syslog"
             )
             made.add_argument("--bucket", metavar="NAME", default="", help="mount one bucket instead of all")
             made.add_argument(
@@ -291,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = _volume_first(list(sys.argv[1:] if arguments is None else arguments))
     options = build_parser().parse_args(words)
     try:
+        become_owner(options.volume)
         code: int = options.run(options)
         return code
     except StratumError as error:

@@ -1,0 +1,73 @@
+"""Commands that save the metadata, bring it back, and prove that they can."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from stratum import backup
+from stratum.cli.commands import show
+from stratum.errors import InvalidArgument
+from stratum.volume import Volume
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def meta_backup(options: Namespace) -> int:
+    if options.keep is not None and options.keep < 1:
+        raise InvalidArgument("--keep 0 would remove the backup that was just made; give at least 1")
+    began = time.monotonic()
+    with Volume(options.volume, "backup") as opened:
+        made = backup.make(opened, options.target, keep=options.keep or 0)
+    document = {
+        "backup": str(made.path), "made": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "seconds": round(time.monotonic() - began, 3),
+    }  # fmt: skip
+    return show(
+        options,
+        document,
+        f"{made.path}: {made.rows} rows, {made.size} bytes, verified; it holds the keys of the volume: keep it as safe as these",
+    )
+
+
+def meta_verify(options: Namespace) -> int:
+    told = backup.verify(options.file)
+    document = {"backup": str(told.path), "instance": told.instance, "made": _moment(told.made_s), "rows": told.rows}
+    return show(options, document, f"{told.path} is whole: {told.rows} rows as of {document['made']}")
+
+
+def meta_restore(options: Namespace) -> int:
+    told, replaced = backup.restore(options.file, options.volume, adopt=options.adopt_data)
+    document = {
+        "restored": str(options.volume), "made": _moment(told.made_s), "rows": told.rows, "replaced": str(replaced) if replaced else None,
+    }  # fmt: skip
+    lines = [f"{options.volume} is as of {document['made']}: {told.rows} rows"]
+    if replaced:
+        lines.append(f"what was there lies in {replaced}; remove it when all is well")
+    lines.append(
+        f"next: stratum fsck {options.volume}, then serve it; files whose bytes were freed or moved since are named"
+    )
+    return show(options, document, "\n".join(lines))
+
+
+def drill_restore(options: Namespace) -> int:
+    if options.sample < 0:
+        raise InvalidArgument("--sample is a number of files, 0 or more")
+    done = backup.drill(
+        options.volume, options.source, sample=options.sample, scratch=options.scratch, seed=options.seed
+    )
+    lines = [
+        f"backup   {done.backup}",
+        f"RPO      {done.rpo_s:.0f} s: what was written since then would be lost",
+        f"RTO      {done.rto_s:.1f} s to read, verify and open it",
+        f"files    {done.files}, {done.sampled} read whole ({done.read_bytes} bytes); changed since {done.changed}, moved since {done.moved}",
+        *(f"lost     {item}" for item in done.lost),
+        *(f"damage   {item}" for item in done.damage),
+        "the backup can be restored" if done.ok else "a restore would not bring everything back",
+    ]
+    show(options, done.document(), "\n".join(lines))
+    return 0 if done.ok else 1
