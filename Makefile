@@ -1,6 +1,7 @@
 # make run      install, make a demo volume if there is none, serve it
 # make check    install, then format, lint, types, tests, package build: the one word before a commit
-# Slow suites:  make soak, make bench, make bench-mount, make bench-invalidation, make bench-tiers, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
+# make deb      the Debian package
+# Slow suites:  make deb-test and make boot-test (as root; want debootstrap, lintian, systemd-container), make soak, make bench, make bench-mount, make bench-invalidation, make bench-tiers, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
 
 SHELL := /bin/bash
 VENV := .venv
@@ -8,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 BASE_PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
 PACKAGES := python3 python3-venv python3-dev gcc pkg-config fuse3 libfuse3-dev rclone restic sqlite3 git fio rsync prometheus systemd
 
-.PHONY: run check install format lint types test build soak bench bench-mount bench-invalidation bench-tiers compliance clean
+.PHONY: run check install format lint types test build deb deb-test boot-test soak bench bench-mount bench-invalidation bench-tiers compliance clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +47,16 @@ build: install
 	@rm -rf dist
 	$(PYTHON) -m build --no-isolation --outdir dist . >/dev/null
 	@ls dist
+
+deb: install
+	$(PYTHON) -m deploy.debian.build
+	@ls dist/*.deb
+
+deb-test: install
+	$(PYTHON) -m deploy.debian.test_package
+
+boot-test: install
+	$(PYTHON) -m deploy.debian.test_boot
 
 soak: install
 	$(PYTHON) tests/run_suites.py --soak

@@ -21,6 +21,7 @@ import ctypes
 import json
 import os
 import pwd
+import selectors
 import signal
 import socket
 import stat
@@ -224,8 +225,10 @@ def serve(path: Path, user: str, roots: Sequence[Path]) -> None:
     helper = MountHelper(uid, roots)
     listener = _listener(path)
     places = threading.BoundedSemaphore(CONNECTIONS_MAX)
+    # The socket may be systemd's, which goes on listening for the next start: it is neither shut down nor removed.
+    ending, end = socket.socketpair()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))  # accept(2) then ends
+        signal.signal(number, lambda *_: end.send(b"1"))
     notify.send(READY=1, STATUS=f"mounting below {', '.join(map(str, roots))}")
 
     def work(connection: socket.socket) -> None:
@@ -238,12 +241,15 @@ def serve(path: Path, user: str, roots: Sequence[Path]) -> None:
         finally:
             places.release()
 
-    with listener:
-        while True:
+    with listener, ending, end, selectors.DefaultSelector() as waiting:
+        listener.setblocking(False)
+        for readable in (listener, ending):
+            waiting.register(readable, selectors.EVENT_READ)
+        while all(key.fileobj is not ending for key, _ in waiting.select()):
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return
+            except OSError:  # who asked has gone away meanwhile
+                continue
             if not places.acquire(blocking=False):
                 connection.close()
                 continue

@@ -116,7 +116,7 @@ class KeptProcess:
         if self.process is None and now >= self._not_before_s:
             self._started_s = now
             self.process = subprocess.Popen(
-                [sys.executable, *self._words], pass_fds=self._descriptors, stdin=subprocess.DEVNULL, stdout=sys.stderr,
+                [sys.executable, "-P", *self._words], pass_fds=self._descriptors, stdin=subprocess.DEVNULL, stdout=sys.stderr,
                 env=self._environment,
             )  # fmt: skip
             log.info("process_started", role=self.role, pid=self.process.pid)
