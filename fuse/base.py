@@ -17,6 +17,7 @@ import trio
 from stratum import files, metrics, mount_names, quotas, tree
 from stratum.errors import Exists, NotFound, QuotaExceeded, StratumError, TryAgain
 from stratum.files import Caller
+from stratum.fuse.audited import Auditor
 from stratum.fuse.errors import TABLE
 from stratum.fuse.open_files import OpenFiles
 from stratum.log import get_logger
@@ -52,13 +53,15 @@ INODE_PARAMETERS = frozenset(
 def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Translate what a handler raises, and the kernel's number of the mount's root, which is always 1."""
     operation = function.__name__
+    parameters = list(inspect.signature(function).parameters)
     places = [place for place, name in enumerate(inspect.signature(function).parameters) if name in INODE_PARAMETERS]
 
     @functools.wraps(function)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         began = time.perf_counter()
         result = "ok"
-        root = cast("Base", args[0]).root
+        mount = cast("Base", args[0])
+        root = mount.root
         if root != pyfuse3.ROOT_INODE:
             numbers = list(args)
             for place in places:
@@ -66,7 +69,11 @@ def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
                     numbers[place] = root
             args = cast("Any", tuple(numbers))
         try:
-            return await function(*args, **kwargs)
+            if mount.auditor is None:
+                return await function(*args, **kwargs)
+            return await _audited(
+                mount.auditor, operation, dict(zip(parameters, args, strict=False)), function(*args, **kwargs)
+            )
         except pyfuse3.FUSEError:
             result = "error"
             raise
@@ -87,6 +94,33 @@ def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
     return wrapped
 
 
+async def _audited(auditor: Auditor, operation: str, told: dict[str, Any], work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, and put it on record before the kernel hears of it. Raises what it raised, or `AuditUnavailable`."""
+    wanted = auditor.wants(operation, told)
+    try:
+        if wanted:
+            auditor.check()
+            event = auditor.event(operation, told, "ok")
+    except BaseException:
+        work.close()
+        raise
+    try:
+        done = await work
+    except (StratumError, pyfuse3.FUSEError) as error:
+        if wanted:
+            code = error.errno if isinstance(error, pyfuse3.FUSEError) else TABLE[type(error)]
+            await auditor.record({**event, "status": errno.errorcode.get(code, str(code))})
+        raise
+    entry = done[1] if isinstance(done, tuple) else done
+    if isinstance(entry, pyfuse3.EntryAttributes):
+        auditor.learn(operation, told, entry.st_ino)
+    if operation == "rename":
+        auditor.names.moved(told["parent_inode_old"], told["name_old"], told["parent_inode_new"], told["name_new"])
+    if wanted:
+        await auditor.record(event)
+    return done
+
+
 class Base(pyfuse3.Operations):
     """State of one mount and the ways to the engine."""
 
@@ -94,8 +128,10 @@ class Base(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, volume: Volume, *, root: int = pyfuse3.ROOT_INODE, shared: bool = False) -> None:
-        """`root` is the inode that is mounted: 1 for all buckets, or a bucket's directory.
+    def __init__(
+        self, volume: Volume, *, root: int = pyfuse3.ROOT_INODE, shared: bool = False, bucket: str = ""
+    ) -> None:
+        """`root` is the inode that is mounted: 1 for all buckets, or the directory of `bucket`.
 
         `shared`: another writable mount may show the same tree. Then no name is cached, and none is made before its commit:
         nobody can be asked to forget a name whose directory the kernel has locked for somebody who waits for us.
@@ -106,6 +142,7 @@ class Base(pyfuse3.Operations):
         self.shared = shared
         self._entry_cache_s = 0.0 if shared else CACHE_S
         self.open_files = OpenFiles()
+        self.auditor = Auditor(volume, root, bucket) if volume.audit is not None else None
         self.orphans: dict[int, float] = {}
         self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
         self._recalls = trio.CapacityLimiter(volume.config.cold_recalls)

@@ -83,7 +83,7 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted
         root = buckets.get(reader, wanted.bucket).inode if wanted.bucket else pyfuse3.ROOT_INODE
     remove_stale(volume, mountpoint)
     mountpoint.mkdir(parents=True, exist_ok=True)
-    operations = Operations(volume, root=root, shared=wanted.shared)
+    operations = Operations(volume, root=root, shared=wanted.shared, bucket=wanted.bucket)
     helper = helper_of(volume.root, volume.config)
     try:
         if helper is not None:

@@ -50,6 +50,8 @@ class Operations(AttributeOperations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:
             self.open_files.forget(number, count)
+            if self.auditor is not None and not self.open_files.is_used(number):
+                self.auditor.names.forget(number)
 
     async def _make(
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext, *, rdev: int = 0, target: bytes = b""
@@ -182,7 +184,7 @@ class Operations(AttributeOperations):
             if start_id == 0:
                 body = mount_names.body_of(reader, directory.number)
                 cookie = 1
-                if body and not self._reply(token, mount_names.BODY, reader.inode(body), cookie):
+                if body and not self._reply(token, directory.number, mount_names.BODY, reader.inode(body), cookie):
                     return
                 last = b"\0"
                 directory.remember(cookie, last)
@@ -197,17 +199,19 @@ class Operations(AttributeOperations):
                     name = entry
                 else:
                     name = mount_names.shown_name(reader, directory.number, entry)
-                if not self._reply(token, name, inode, cookie + 1):
+                if not self._reply(token, directory.number, name, inode, cookie + 1):
                     break
                 cookie, last = cookie + 1, entry
             if last:
                 directory.remember(cookie, last)
 
-    def _reply(self, token: pyfuse3.ReaddirToken, name: bytes, inode: Inode, cookie: int) -> bool:
+    def _reply(self, token: pyfuse3.ReaddirToken, directory: int, name: bytes, inode: Inode, cookie: int) -> bool:
         attributes = self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else self._entry_cache_s)
         if not pyfuse3.readdir_reply(token, name, attributes, cookie):
             return False
         self.open_files.looked_up(inode.number)
+        if self.auditor is not None:
+            self.auditor.names.learn(directory, name, inode.number)
         return True
 
     def _position(self, reader: InodeReader, number: int, positions: dict[int, bytes], cookie: int) -> bytes:

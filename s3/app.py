@@ -19,7 +19,15 @@ from stratum.descriptors import WouldRecall
 from stratum.errors import NotModified, StratumError
 from stratum.identity import Identities
 from stratum.log import get_logger
-from stratum.s3 import bucket_handlers, list_handlers, multipart_handlers, object_read, object_write, tier_handlers
+from stratum.s3 import (
+    audited,
+    bucket_handlers,
+    list_handlers,
+    multipart_handlers,
+    object_read,
+    object_write,
+    tier_handlers,
+)
 from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
 from stratum.s3.connection import UNSENT
@@ -33,6 +41,7 @@ from stratum.s3.xml import error as error_body
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from stratum.audit import AuditLog
     from stratum.volume import Volume
 
     Handler = Callable[[Context], Answer | Awaitable[Answer]]
@@ -163,7 +172,7 @@ async def _disconnected(receive: Receive) -> None:
 class Exchange:
     """What is known about a request so far, for its answer and its log line."""
 
-    __slots__ = ("incoming", "operation", "request", "request_id", "started", "user")
+    __slots__ = ("audited", "details", "incoming", "operation", "request", "request_id", "started", "user")
 
     def __init__(self, request_id: str, incoming: Incoming) -> None:
         self.request_id = request_id
@@ -172,6 +181,8 @@ class Exchange:
         self.request: S3Request | None = None
         self.operation = ""
         self.user = ""
+        self.audited = False
+        self.details: dict[str, Any] = {}
 
 
 class Application:
@@ -199,6 +210,7 @@ class Application:
 
     async def _exchange(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         exchange = Exchange(f"{self._prefix}{next(self._numbers):08x}", Incoming(receive, self._idle_s_max))
+        volume_audit = self._volume.audit
         try:
             answer = await self._answer(exchange, scope)
             if isinstance(answer.body, Stream):
@@ -212,6 +224,8 @@ class Application:
             log.exception("request_failed", request_id=exchange.request_id, operation=exchange.operation)
             message = f"internal error {type(error).__name__}; the log has request {exchange.request_id}"
             answer = await self._refusal(exchange, scope, StratumError(message))
+        if volume_audit is not None and (exchange.audited or audited.is_refused(answer.status)):
+            answer = await self._recorded(volume_audit, exchange, scope, answer)
         answer.headers += (("x-amz-request-id", exchange.request_id), ("Server", "Stratum"))
         request = exchange.request
         if request is None or (request.has_body and not exchange.incoming.ended):
@@ -229,6 +243,27 @@ class Application:
             # A disk refused to sync: nothing this process still believes can be trusted. Its supervisor starts another.
             threading.Timer(0.5, os._exit, (70,)).start()
         await self._send(answer, scope, receive, send, exchange)
+
+    async def _recorded(
+        self, volume_audit: AuditLog, exchange: Exchange, scope: dict[str, Any], answer: Answer
+    ) -> Answer:
+        """The answer, once the audit log has it; another one if it cannot."""
+        event = audited.event(
+            scope,
+            exchange.request,
+            exchange.operation,
+            exchange.user,
+            answer.status,
+            exchange.request_id,
+            exchange.details,
+        )
+        try:
+            await asyncio.wrap_future(volume_audit.record(event))
+        except StratumError as error:
+            if isinstance(answer.body, Stream):
+                answer.body.close()
+            return await self._refusal(exchange, scope, error)
+        return answer
 
     async def _next_piece(self, body: Stream, *, first: bool = False) -> bytes | memoryview:
         """In a thread for disks; bytes that must come from a remote in one of those that wait for nothing else."""
@@ -254,7 +289,12 @@ class Application:
         with volume.snapshot() as reader:
             identity = authenticate(request, self._identities, reader)
             exchange.user = identity.user.name if identity.user else "-"
-            context = Context(volume, self._identities, config, request, identity, waits, exchange.incoming)
+            if volume.audit is not None and audited.is_wanted(reader, request):
+                exchange.audited = True
+                volume.audit.check()
+            context = Context(
+                volume, self._identities, config, request, identity, waits, exchange.incoming, details=exchange.details
+            )
             if exchange.operation in _IN_LOOP:
                 context.reader = reader
                 found = handler(context)

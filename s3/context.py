@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
 from stratum import buckets, hints, storage_classes, tree
@@ -52,6 +52,8 @@ class Context:
     """The body as it came, of operations that take a document."""
     reader: InodeReader | None = None
     """The snapshot the request was authenticated in, while the handler may use it."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the audit log is to say beside the request's head."""
 
     def snapshot(self) -> AbstractContextManager[InodeReader]:
         return nullcontext(self.reader) if self.reader is not None else self.volume.snapshot()

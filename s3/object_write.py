@@ -321,7 +321,9 @@ def _delete_batch(context: Context, entries: list[Element], *, quiet: bool, allo
 
     results = context.volume.mutate(commit, frees=True)
     lines = []
+    told = context.details.setdefault("keys", [])
     for (key, version, _), error in zip(wanted, results, strict=True):
+        told.append([key.decode("utf-8", "backslashreplace"), "deleted" if error is None else code_of(error)])
         named = element("Key", key.decode("utf-8", "replace")) + element("VersionId", version)
         if error is not None:
             lines.append(f"<Error>{named}{element('Code', code_of(error))}{element('Message', error.message)}</Error>")

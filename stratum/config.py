@@ -144,6 +144,17 @@ SETTINGS = (
     Setting(
         "lifecycle", "debug_day_s", 0.0, "for tests: the length of a day in lifecycle rules and restores; 0: a day"
     ),
+    Setting("audit", "enabled", False, "keep a chained log of who did what, through both faces and the command line"),
+    Setting("audit", "folder", "audit", "where it lies, relative to the volume or absolute"),
+    Setting(
+        "audit",
+        "full",
+        "block",
+        'when it cannot be written: "block" refuses what wants a record, "drop" goes on and raises STR-AUDIT-FAILING',
+    ),
+    Setting("audit", "synced", True, "a record is on the disk before the answer goes out"),
+    Setting("audit", "rotate_bytes", 67108864, "size at which a new file is begun"),
+    Setting("audit", "keep_days", 365, "files older than this are removed"),
     Setting("log", "format", "human", '"human" or "json"'),
     Setting("log", "level", "info", '"debug", "info", "warning" or "error"'),
 )
@@ -210,6 +221,12 @@ class Config:
     scrub_period_s: float
     scrub_bytes_per_s_max: int
     lifecycle_debug_day_s: float
+    audit_enabled: bool
+    audit_folder: str
+    audit_full: str
+    audit_synced: bool
+    audit_rotate_bytes: int
+    audit_keep_days: int
     log_format: str
     log_level: str
 
@@ -237,6 +254,7 @@ assert {field.name for field in fields(Config)} == {setting.attribute for settin
 _CHOICES = {
     "volume.durability": ("strict",),
     "tiering.mode": ("pressure", "strict"),
+    "audit.full": ("block", "drop"),
     "log.format": ("human", "json"),
     "log.level": ("debug", "info", "warning", "error"),
 }
@@ -264,6 +282,8 @@ _AT_LEAST = {
     "scrub.period_s": 0.0,
     "scrub.bytes_per_s_max": 1 << 20,
     "lifecycle.debug_day_s": 0.0,
+    "audit.rotate_bytes": 65536,
+    "audit.keep_days": 1,
 }
 
 

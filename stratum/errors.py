@@ -228,6 +228,10 @@ class BackupDamaged(StratumError):
     """A backup that does not read back as it was written. Nothing was put in place."""
 
 
+class AuditUnavailable(StratumError):
+    """The audit log cannot be written, and nothing is to happen that is not in it."""
+
+
 class NotImplementedYet(StratumError):
     """A feature this version does not have. Never a silent success."""
 

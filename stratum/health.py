@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import counting, packs, quotas, warm
+from stratum import counting, metrics, packs, quotas, warm
 from stratum.errors import InvalidArgument
 from stratum.schema import pack_json, unpack_json
 
@@ -89,6 +89,7 @@ CODES = {
         Code("STR-CERTIFICATE-EXPIRES", _W, "a TLS certificate expires within three weeks", "openssl x509 -noout -enddate -in FILE"),
         Code("STR-CERTIFICATE-EXPIRED", _E, "a TLS certificate has expired, or cannot be read", "openssl x509 -noout -enddate -in FILE"),
         Code("STR-QUOTA-NEAR", _W, "a quota is nearly used up", "stratum quota show VOLUME"),
+        Code("STR-AUDIT-FAILING", _E, "the audit log cannot be written", "stratum audit verify VOLUME"),
         Code("STR-ALERTS-FAILING", _W, "alerts cannot be delivered", "stratum config show VOLUME"),
     )
 }  # fmt: skip
@@ -277,7 +278,12 @@ def _tiers(volume: Volume) -> Iterator[Finding]:
         yield Finding(f"STR-DISK-{level.upper()}", "hot tier", f"above the {level} mark: {used}")
     for step in tierd.get("failing", []):
         yield Finding("STR-TIERD-FAILING", str(step), "this step fails; the log of the process tierd says why")
-    breakers = _gauge_of_breakers(volume)
+    if _gauge(volume, metrics.AUDIT_FAILING):
+        what = (
+            "requests are refused" if volume.config.audit_full == "block" else "what happens meanwhile is only counted"
+        )
+        yield Finding("STR-AUDIT-FAILING", volume.config.audit_folder, f"the audit log cannot be written: {what}")
+    breakers = _gauge(volume, metrics.COLD_BREAKERS)
     if breakers:
         yield Finding("STR-COLD-FAILING", "cold tier", f"{breakers} processes have stopped asking a remote for a while")
     if scrub.get("unhealed"):
@@ -314,11 +320,10 @@ def _warm(volume: Volume, disks: dict[int, Any], waiting: list[dict[str, Any]]) 
         yield Finding("STR-WARM-UNREPAIRABLE", "warm tier", f"{len(failing)} packs cannot be repaired: {failing[0]}")
 
 
-def _gauge_of_breakers(volume: Volume) -> int:
-    from stratum import metrics
-
+def _gauge(volume: Volume, metric: counting.Metric) -> int:
+    """The sum over all processes."""
     words, _ = counting.read_all(volume.meta / counting.FOLDER)
-    return round(sum(sample.value for sample in metrics.COLD_BREAKERS.samples(words)))
+    return round(sum(sample.value for sample in metric.samples(words)))
 
 
 def _certificates(volume: Volume) -> Iterator[Finding]:

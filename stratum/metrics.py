@@ -82,10 +82,14 @@ COLD_BREAKERS = Gauge(
 ALERTS = Counter("stratum_alerts_total", "alerts", {"sink": ("webhook", "email"), "result": ("sent", "failed")})
 RESTARTS = Counter("stratum_process_restarts_total", "processes that ended by themselves and were started again")
 
+AUDIT_RECORDS = Counter("stratum_audit_records_total", "records of the audit log that were written")
+AUDIT_DROPPED = Counter("stratum_audit_dropped_total", "what wanted a record and got none")
+AUDIT_FAILING = Gauge("stratum_audit_failing", "processes that cannot write the audit log")
+
 COUNTED: tuple[Metric, ...] = (
     S3_REQUESTS, S3_SECONDS, S3_IN_FLIGHT, S3_RECEIVED, S3_SENT, S3_CONNECTIONS, FUSE_REQUESTS, FUSE_SECONDS, FUSE_READ, FUSE_WRITTEN, MUTATIONS,
     COMMIT_SECONDS, SYNC_SECONDS, INVALIDATION_SECONDS, FENCES, MOVES, MOVED, HEALED, COLD_REQUESTS, COLD_SECONDS, COLD_SENT, COLD_RECEIVED,
-    COLD_BREAKERS, ALERTS, RESTARTS,
+    COLD_BREAKERS, ALERTS, RESTARTS, AUDIT_RECORDS, AUDIT_DROPPED, AUDIT_FAILING,
 )  # fmt: skip
 
 GATHERED = {

@@ -35,7 +35,7 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     b tier, last access s, inode -> empty: files by the hottest tier they have bytes in, longest unused first
     c extent, tier               -> CopyRow: a verified copy of the extent in a pack
     d disk                       -> JSON DiskRow: a folder of the warm tier
-    g name                       -> JSON: settings and cursors of the tiers
+    g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log
     h pack                       -> JSON {why}: a pack whose shards want repair
     j inode, time ns             -> JSON: a decision or move, for `stratum explain`
     l segment, offset            -> 8-byte length: hot bytes of an extent that has left; they are given back, then the row goes
@@ -314,7 +314,7 @@ def unpack_json(raw: bytes) -> dict[str, Any]:
 class BucketRow:
     """`acl` is a canned ACL; `anonymous` is the operator's switch over the whole bucket.
 
-    `snapshot_of` is the path that a snapshot was taken of; such a bucket does not change, and its directory says so too.
+    `audit_reads`: reads of it are in the audit log, too. `snapshot_of` is the path that a snapshot was taken of; such a bucket does not change, and its directory says so too.
     """
 
     inode: int
@@ -327,6 +327,7 @@ class BucketRow:
     file_mode: int = 0o644
     dir_mode: int = 0o755
     region: str = ""
+    audit_reads: bool = False
     snapshot_of: str = ""
 
     def pack(self) -> bytes:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from stratum import config as configuration
 from stratum.acknowledge import Acknowledger
+from stratum.audit import AuditLog
 from stratum.cold import ColdStore
 from stratum.committer import Committer, Mutation
 from stratum.copies import Noted
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from stratum.audit import Head
     from stratum.config import Config
     from stratum.kv.contract import Snapshot as KvSnapshot
     from stratum.kv.contract import Store
@@ -218,9 +220,29 @@ class Volume:
         self._damaged: set[int] = set()
         self.remembered: tuple[int, dict[bytes, bytes | None]] = (-1, {})
         self._lock = threading.Lock()
+        self.audit = self._open_audit() if self.config.audit_enabled else None
+        """Who did what; None unless it is switched on."""
         self.committer = Committer(
             self.store, self.session.id, self.new_id,
             acknowledge=self._acknowledger.submit, may_grow=self._may_grow, release_reserve=self._release_reserve,
+        )  # fmt: skip
+
+    def _open_audit(self) -> AuditLog:
+        def anchor(head: Head) -> None:
+            def put(tx: MetadataTransaction) -> None:
+                raw = tx.get(b"gaudit")
+                if raw is None or unpack_json(raw)["records"] < head.records:
+                    tx.put(b"gaudit", pack_json({"records": head.records, "hash": head.hash}))
+
+            try:
+                self.mutate(put, frees=True)
+            except StratumError as error:
+                log.warning("audit_not_anchored", error=error.message)
+
+        config = self.config
+        return AuditLog(
+            self.root / config.audit_folder, block=config.audit_full == "block", synced=config.audit_synced,
+            rotate_bytes=config.audit_rotate_bytes, keep_days=config.audit_keep_days, anchor=anchor,
         )  # fmt: skip
 
     def _name_instance(self) -> str:
@@ -240,6 +262,8 @@ class Volume:
 
     def close(self) -> None:
         self.evidence.stop()
+        if self.audit is not None:
+            self.audit.close()
         self.committer.stop()
         self._acknowledger.stop()
         self.segments.close()

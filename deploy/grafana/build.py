@@ -71,6 +71,7 @@ OVERVIEW = (
         Panel("Open descriptors", "short", ((now("stratum_process_open_descriptors"), "{{role}}"),)),
         Panel("Silence of processes", "s", ((now("stratum_process_silent_seconds"), "{{role}}"),)),
         Panel("Restarts and fenced mounts", "short", (('increase(stratum_process_restarts_total{instance=~"$instance"}[1h])', "restarts"), ('increase(stratum_mounts_fenced_total{instance=~"$instance"}[1h])', "fenced"))),
+        Panel("Audit records", "short", (('rate(stratum_audit_records_total{instance=~"$instance"}[5m])', "written"), ('rate(stratum_audit_dropped_total{instance=~"$instance"}[5m])', "missing"))),
     ),
 )  # fmt: skip
 

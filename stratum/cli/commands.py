@@ -307,7 +307,7 @@ def _date(time_ns: int) -> str:
 
 def _bucket_document(name: str, row: BucketRow) -> dict[str, Any]:
     return {"name": name, "owner": row.owner, "created": _date(row.created_ns), "acl": row.acl, "anonymous": row.anonymous, "uid": row.uid, "gid": row.gid,
-            "file_mode": f"{row.file_mode:04o}", "dir_mode": f"{row.dir_mode:04o}"}  # fmt: skip
+            "file_mode": f"{row.file_mode:04o}", "dir_mode": f"{row.dir_mode:04o}", "audit_reads": row.audit_reads}  # fmt: skip
 
 
 def bucket_create(options: Namespace) -> int:
@@ -341,10 +341,12 @@ def bucket_remove(options: Namespace) -> int:
 
 
 def bucket_set(options: Namespace) -> int:
-    names = ("anonymous", "uid", "gid", "file_mode", "dir_mode")
+    names = ("anonymous", "uid", "gid", "file_mode", "dir_mode", "audit_reads")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     if not settings:
-        raise InvalidArgument("nothing to set: give --anonymous, --uid, --gid, --file-mode or --dir-mode")
+        raise InvalidArgument(
+            "nothing to set: give --anonymous, --uid, --gid, --file-mode, --dir-mode or --audit-reads"
+        )
     with Volume(options.volume, "cli") as opened:
         row = opened.mutate(lambda tx: buckets.change(tx, options.name, **settings))
     return show(options, _bucket_document(options.name, row), f"changed bucket {options.name}")

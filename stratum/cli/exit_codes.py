@@ -56,6 +56,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.ConfigInvalid: COULD_NOT_RUN,
     engine.VolumeInvalid: COULD_NOT_RUN,
     engine.BackupDamaged: FAILED,
+    engine.AuditUnavailable: COULD_NOT_RUN,
     engine.NotImplementedYet: REFUSED,
     engine.TryAgain: COULD_NOT_RUN,
 }

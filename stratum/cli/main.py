@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import __version__
+from stratum.cli import audit_commands as auditing
 from stratum.cli import backup_commands as saving
 from stratum.cli import commands, tier_commands
 from stratum.cli import operate_commands as operate
@@ -169,6 +170,16 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("code", metavar="CODE")
     made.add_argument("--for", metavar="TIME", dest="duration", required=True, help="like 30m, 4h or 2d")
     command(codes, "unmute", "hear a code again", operate.health_unmute).add_argument("code", metavar="CODE")
+    records = group("audit", "who did what")
+    command(records, "verify", "whether the chain of records is whole", auditing.audit_verify)
+    made = command(records, "tail", "the newest records", auditing.audit_tail)
+    made.add_argument("-n", dest="lines", metavar="N", type=int, default=20, help="so many (20)")
+    made.add_argument("--follow", action="store_true", help="go on until interrupted")
+    made = command(records, "export", "records as JSON, one a line", auditing.audit_export)
+    made.add_argument("--since", metavar="TIME", default="", help="like 2026-11-24 or 2026-11-24T12:00:00Z, in UTC")
+    made.add_argument("--until", metavar="TIME", default="")
+    made.add_argument("--user", metavar="NAME", default="")
+    made.add_argument("--bucket", metavar="B", default="")
     saved = group("meta", "save the metadata, and bring it back")
     made = command(saved, "backup", "write a verified backup while the volume is served", saving.meta_backup)
     made.add_argument("target", metavar="TARGET", type=Path, help="a folder, or a new file")
@@ -204,6 +215,12 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
             made.add_argument("--bytes", metavar="N", type=int)
             made.add_argument("--objects", metavar="N", type=int)
             made.add_argument("--remove", action="store_true", help="no limit any more")
+
+
+def _on_off(text: str) -> bool:
+    if text not in {"on", "off"}:
+        raise argparse.ArgumentTypeError("on or off")
+    return text == "on"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -299,6 +316,7 @@ def build_parser() -> argparse.ArgumentParser:
     made = command(bucket, "set", "change settings of a bucket", commands.bucket_set)
     made.add_argument("name", metavar="NAME")
     made.add_argument("--anonymous", choices=("none", "read", "read-write"), help="what unsigned requests may do")
+    made.add_argument("--audit-reads", type=_on_off, metavar="on|off", help="put reads of it on record, too")
     made.add_argument("--uid", type=int, help="owner of files that S3 makes")
     made.add_argument("--gid", type=int, help="group of files that S3 makes")
     made.add_argument("--file-mode", type=lambda text: int(text, 8), help="mode of files that S3 makes (octal)")
@@ -318,9 +336,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code; errors are printed here and nowhere else."""
     words = _volume_first(list(sys.argv[1:] if arguments is None else arguments))
     options = build_parser().parse_args(words)
+    who = auditing.caller()
     try:
         become_owner(options.volume)
-        code: int = options.run(options)
+        code = _run(options)
+        auditing.record(options, words, who, code)
         return code
     except StratumError as error:
         return _report(options, type(error).__name__, error.message, TABLE.get(type(error), COULD_NOT_RUN))
@@ -333,6 +353,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{error.strerror or error} ({error.filename or options.volume}); check that it exists and that you may use it",
             COULD_NOT_RUN,
         )
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        code: int = options.run(options)
+    except StratumError as error:
+        return _report(options, type(error).__name__, error.message, TABLE.get(type(error), COULD_NOT_RUN))
+    return code
 
 
 _NAMED = {
@@ -358,6 +386,7 @@ def _volume_first(words: list[str]) -> list[str]:
         "--email",
         "--owner",
         "--anonymous",
+        "--audit-reads",
         "--uid",
         "--gid",
         "--file-mode",
