@@ -52,6 +52,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.ConfigInvalid: errno.EIO,
     engine.VolumeInvalid: errno.EIO,
     engine.BackupDamaged: errno.EIO,
+    engine.TooManyRequests: errno.EAGAIN,
     engine.AuditUnavailable: errno.EIO,
     engine.NotImplementedYet: errno.EOPNOTSUPP,
     engine.TryAgain: errno.EAGAIN,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import metrics
 from stratum.descriptors import WouldRecall
-from stratum.errors import NotModified, StratumError
+from stratum.errors import NotModified, StratumError, TooManyRequests
 from stratum.identity import Identities
+from stratum.limits import Limiter
 from stratum.log import get_logger
 from stratum.s3 import (
     audited,
@@ -150,7 +151,7 @@ def route(request: S3Request) -> tuple[Handler, str]:
 
 
 _SEND_BYTES = 256 * 1024
-RETRY_AFTER_S = "2"
+RETRY_AFTER_S = 2
 
 
 class ClientGone(ConnectionError):
@@ -195,6 +196,7 @@ class Application:
         self._numbers = itertools.count(1)
         self._idle_s_max = volume.config.s3_idle_s_max
         self._waits: Waits | None = None
+        self._limiter = Limiter(volume.meta)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -289,6 +291,8 @@ class Application:
         with volume.snapshot() as reader:
             identity = authenticate(request, self._identities, reader)
             exchange.user = identity.user.name if identity.user else "-"
+            user_id = None if identity.anonymous else identity.user_id
+            exchange.incoming.pace = self._limiter.admit(reader, user_id, request.bucket)
             if volume.audit is not None and audited.is_wanted(reader, request):
                 exchange.audited = True
                 volume.audit.check()
@@ -322,6 +326,8 @@ class Application:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if isinstance(body, bytes):
             metrics.S3_SENT.add(amount=0 if head else len(body))
+            if exchange.incoming.pace is not None and not head:
+                exchange.incoming.pace.sent(len(body))
             await send({"type": "http.response.body", "body": b"" if head else body})
             return
         watcher = asyncio.create_task(_disconnected(receive))
@@ -329,6 +335,8 @@ class Application:
             piece = body.first
             while piece:
                 metrics.S3_SENT.add(amount=len(piece))
+                if exchange.incoming.pace is not None:
+                    await asyncio.sleep(exchange.incoming.pace.sent(len(piece)))
                 following = asyncio.ensure_future(self._next_piece(body))
                 try:
                     await self._send_piece(piece, send, watcher, scope[UNSENT])
@@ -383,7 +391,8 @@ class Application:
         if code == "InvalidRange" and "ActualObjectSize" in extra:
             headers.append(("Content-Range", f"bytes */{extra['ActualObjectSize']}"))
         if code in {"ServiceUnavailable", "SlowDown"}:
-            headers.append(("Retry-After", RETRY_AFTER_S))
+            retry_s = error.retry_s if isinstance(error, TooManyRequests) else RETRY_AFTER_S
+            headers.append(("Retry-After", str(retry_s)))
         if request is not None and request.has_body and "expect" not in request.fields:
             await exchange.incoming.drain(request.fields.get("content-length", ""))
         return Answer(status, headers, b"" if status == 304 else body)

@@ -77,6 +77,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.ConfigInvalid: "InternalError",
     engine.VolumeInvalid: "InternalError",
     engine.BackupDamaged: "InternalError",
+    engine.TooManyRequests: "SlowDown",
     engine.AuditUnavailable: "ServiceUnavailable",
     engine.NotImplementedYet: "NotImplemented",
     engine.TryAgain: "SlowDown",

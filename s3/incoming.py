@@ -11,6 +11,8 @@ from stratum.s3.errors import S3Error
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from stratum.limits import Pace
+
 DRAIN_BYTES_MAX = 8 * 1024 * 1024
 
 
@@ -25,6 +27,7 @@ class Incoming:
         self._idle_s_max = idle_s_max
         self.ended = False
         self._given_up = False
+        self.pace: Pace | None = None
 
     async def blocks(self, block_bytes: int) -> AsyncIterator[bytes]:
         """The rest of the body in pieces of at least `block_bytes`, but for the last. Nothing for an empty body.
@@ -55,6 +58,8 @@ class Incoming:
                 ) from None
             if size:
                 metrics.S3_RECEIVED.add(amount=size)
+                if self.pace is not None:
+                    await asyncio.sleep(self.pace.sent(size))
                 yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
             gathered, size = [], 0
 

@@ -32,10 +32,11 @@ import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stratum import __version__, config, content, fsck
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
@@ -199,9 +200,8 @@ def _extract(path: Path, folder: Path) -> Backup:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Backup]]:
-    mode: Literal["r|gz"] = "r|gz"
     try:
-        with tarfile.open(path, mode=mode) as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             first = archive.next()
             file = archive.extractfile(first) if first is not None and first.name == MANIFEST else None
             if file is None:
@@ -213,9 +213,11 @@ def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Backup]]:
                 archive,
                 Backup(path, told["instance"], told["made_s"], told["rows"], told["transaction"], path.stat().st_size, told["members"]),
             )  # fmt: skip
+            while unpacked.read(COPY_BYTES):  # the checksum of the whole stands behind its end
+                pass
     except FileNotFoundError as error:
         raise NotFound(f"{path} does not exist; name a backup that `stratum meta backup` made") from error
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError, ValueError, KeyError, TypeError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise BackupDamaged(f"{path} is no backup, or is cut off or damaged ({error}); use another one") from error
 
 

@@ -232,6 +232,14 @@ class AuditUnavailable(StratumError):
     """The audit log cannot be written, and nothing is to happen that is not in it."""
 
 
+class TooManyRequests(StratumError):
+    """More than a limit allows; it is worth trying again after `retry_s` seconds."""
+
+    def __init__(self, message: str, *, retry_s: int) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
 class NotImplementedYet(StratumError):
     """A feature this version does not have. Never a silent success."""
 

@@ -45,6 +45,9 @@ S3_SECONDS = Histogram(
 S3_IN_FLIGHT = Gauge("stratum_s3_requests_in_flight", "S3 requests that are being answered")
 S3_RECEIVED = Counter("stratum_s3_received_bytes_total", "bytes of request bodies")
 S3_SENT = Counter("stratum_s3_sent_bytes_total", "bytes of answers' bodies")
+S3_LIMITED = Counter(
+    "stratum_s3_limited_total", "requests refused by a limit", {"kind": ("buckets", "users", "anonymous")}
+)
 S3_CONNECTIONS = Gauge("stratum_s3_connections", "open connections to the S3 endpoint")
 
 FUSE_REQUESTS = Counter(
@@ -87,7 +90,7 @@ AUDIT_DROPPED = Counter("stratum_audit_dropped_total", "what wanted a record and
 AUDIT_FAILING = Gauge("stratum_audit_failing", "processes that cannot write the audit log")
 
 COUNTED: tuple[Metric, ...] = (
-    S3_REQUESTS, S3_SECONDS, S3_IN_FLIGHT, S3_RECEIVED, S3_SENT, S3_CONNECTIONS, FUSE_REQUESTS, FUSE_SECONDS, FUSE_READ, FUSE_WRITTEN, MUTATIONS,
+    S3_REQUESTS, S3_SECONDS, S3_IN_FLIGHT, S3_RECEIVED, S3_SENT, S3_LIMITED, S3_CONNECTIONS, FUSE_REQUESTS, FUSE_SECONDS, FUSE_READ, FUSE_WRITTEN, MUTATIONS,
     COMMIT_SECONDS, SYNC_SECONDS, INVALIDATION_SECONDS, FENCES, MOVES, MOVED, HEALED, COLD_REQUESTS, COLD_SECONDS, COLD_SENT, COLD_RECEIVED,
     COLD_BREAKERS, ALERTS, RESTARTS, AUDIT_RECORDS, AUDIT_DROPPED, AUDIT_FAILING,
 )  # fmt: skip

@@ -113,6 +113,7 @@ S3 = (
     ),
     (
         Panel("Bodies", "Bps", ((rate("stratum_s3_received_bytes_total", "instance"), "in"), (rate("stratum_s3_sent_bytes_total", "instance"), "out"))),
+        Panel("Refused by limits", "reqps", ((rate("stratum_s3_limited_total", "kind"), "{{kind}}"),)),
         Panel("In flight", "short", ((now("stratum_s3_requests_in_flight"), "requests"), (now("stratum_s3_connections"), "connections"))),
         Panel("Largest buckets", "bytes", ((f"topk(10, {now('stratum_bucket_bytes')})", "{{bucket}}"),)),
         Panel("Objects of buckets", "short", ((f"topk(10, {now('stratum_bucket_objects')})", "{{bucket}}"),)),

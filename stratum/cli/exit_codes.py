@@ -57,6 +57,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.VolumeInvalid: COULD_NOT_RUN,
     engine.BackupDamaged: FAILED,
     engine.AuditUnavailable: COULD_NOT_RUN,
+    engine.TooManyRequests: COULD_NOT_RUN,
     engine.NotImplementedYet: REFUSED,
     engine.TryAgain: COULD_NOT_RUN,
 }

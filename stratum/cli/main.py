@@ -203,6 +203,15 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("--sample", metavar="N", type=int, default=200, help="files to read whole (200)")
     made.add_argument("--scratch", metavar="DIR", type=Path, help="where the restored metadata lies meanwhile")
     made.add_argument("--seed", metavar="N", type=int, help="choose the same files again")
+    limit = group("limit", "how many requests and bytes a second S3 takes from a user or for a bucket")
+    made = command(limit, "set", "set or remove a limit", operate.limit_set)
+    made.add_argument("--bucket", metavar="B")
+    made.add_argument("--user", metavar="U")
+    made.add_argument("--anonymous", action="store_true", help="everybody without a key, together")
+    made.add_argument("--requests-per-s", metavar="N", type=float, help="more are refused with 503 SlowDown")
+    made.add_argument("--bytes-per-s", metavar="N", type=float, help="bodies are slowed down to it")
+    made.add_argument("--remove", action="store_true", help="no limit any more")
+    command(limit, "show", "limits", operate.limit_show)
     quota = group("quota", "how much a bucket, or all buckets of a user, may hold")
     for name, text, run in (
         ("set", "set or remove a quota", operate.quota_set),

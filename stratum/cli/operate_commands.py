@@ -8,11 +8,12 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, counting, health, metrics, quotas
+from stratum import buckets, counting, health, limits, metrics, quotas
 from stratum import status as state
 from stratum.cli.commands import duration_s, set_up_logs, show, table
 from stratum.errors import InvalidArgument
 from stratum.identity import Identities
+from stratum.limits import Limit
 from stratum.quotas import Quota
 from stratum.volume import Volume
 
@@ -167,6 +168,42 @@ def quota_show(options: Namespace) -> int:
             and options.user in {None, item.name if item.kind == "user" else None}
         ]  # fmt: skip
     return show(options, rows, table(rows, ["kind", "name", "bytes", "bytes_max", "objects", "objects_max"]))
+
+
+# -- limits -------------------------------------------------------------------------------------------------------------
+
+
+def limit_set(options: Namespace) -> int:
+    if [options.bucket is not None, options.user is not None, options.anonymous].count(True) != 1:
+        raise InvalidArgument("name one of --bucket, --user and --anonymous")
+    if options.remove == (options.requests_per_s is not None or options.bytes_per_s is not None):
+        raise InvalidArgument("give --requests-per-s, --bytes-per-s or both, or --remove")
+    limit = None if options.remove else Limit(options.requests_per_s or 0.0, options.bytes_per_s or 0.0)
+    with Volume(options.volume, "cli") as opened:
+        identities = Identities(opened)
+
+        def change(tx: MetadataTransaction) -> None:
+            if options.bucket is not None:
+                buckets.get(tx, options.bucket)
+                limits.put(tx, "buckets", options.bucket, limit)
+            elif options.user is not None:
+                limits.put(tx, "users", identities.find(tx, options.user).user_id, limit)
+            else:
+                limits.put(tx, "anonymous", "", limit)
+
+        opened.mutate(change, frees=True)
+    return show(options, {"limit": asdict(limit) if limit else None}, "limit set" if limit else "limit removed")
+
+
+def limit_show(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        names = {user.user_id: user.name for user in Identities(opened).users()}
+        with opened.snapshot() as reader:
+            rows = [
+                {"kind": kind, "name": names.get(name, name), **asdict(limit)}
+                for kind, name, limit in limits.everything(reader)
+            ]
+    return show(options, rows, table(rows, ["kind", "name", "requests_per_s", "bytes_per_s"]))
 
 
 # -- the live view ------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,14 @@ def test_what_was_written_since_is_not_taken_for_something_else(root: Path, tmp_
         assert fsck.check(opened) == []
 
 
+def same_content(data: bytes, whole: bytes) -> bool:
+    """A run of zeros may be copied from another place than before: not every changed bit changes something."""
+    try:
+        return gzip.decompress(data) == gzip.decompress(whole)
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
 def test_a_damaged_backup_is_refused_and_changes_nothing(root: Path, tmp_path: Path) -> None:
     saved = save(root, tmp_path / "saved.tar.gz")
     whole = saved.read_bytes()
@@ -125,12 +135,14 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(root: Path, tmp_path: P
     choice = random.Random(seed)
     before = digest_of(root)
     bad = tmp_path / "bad.tar.gz"
-    for attempt in range(40):
+    for attempt in range(80):
         if attempt % 2:
             data = whole[: choice.randrange(len(whole) - 8)]
         else:
             at = choice.randrange(10, len(whole))
             data = whole[:at] + bytes((whole[at] ^ (1 << choice.randrange(8)),)) + whole[at + 1 :]
+        if same_content(data, whole):
+            continue
         bad.write_bytes(data)
         with pytest.raises(BackupDamaged):
             backup.restore(bad, root)
