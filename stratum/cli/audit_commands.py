@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 READING = frozenset((
     "status", "top", "serve", "s3", "mount", "tierd", "admin", "mountd", "explain", "tier_status", "tier_plan", "disk_list", "cold_list",
-    "cold_check", "scrub_status", "health_list", "health_codes", "quota_show", "limit_show", "user_list", "key_list", "bucket_list", "snapshot_list",
+    "cold_check", "scrub_status", "health_list", "health_codes", "quota_show", "limit_show", "support_bundle", "user_list", "key_list", "bucket_list", "snapshot_list",
     "path_to_key", "path_to_path", "config_show", "config_check", "meta_verify", "drill_restore", "audit_verify", "audit_tail", "audit_export",
 ))  # fmt: skip
 """Commands that change nothing, and services, whose faces speak for themselves."""

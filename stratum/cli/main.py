@@ -212,6 +212,15 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("--bytes-per-s", metavar="N", type=float, help="bodies are slowed down to it")
     made.add_argument("--remove", action="store_true", help="no limit any more")
     command(limit, "show", "limits", operate.limit_show)
+    helped = group("support", "what somebody needs to help you")
+    made = command(
+        helped, "bundle", "facts about the volume and the machine, without names and contents", operate.support_bundle
+    )
+    made.add_argument("target", metavar="FILE", type=Path, nargs="?", help="a new file, .tar.gz")
+    made.add_argument("--preview", action="store_true", help="print what would be in it, and write nothing")
+    made.add_argument(
+        "--log", metavar="FILE", type=Path, help="a log of the service, if it does not log to the journal"
+    )
     quota = group("quota", "how much a bucket, or all buckets of a user, may hold")
     for name, text, run in (
         ("set", "set or remove a quota", operate.quota_set),

@@ -206,6 +206,26 @@ def limit_show(options: Namespace) -> int:
     return show(options, rows, table(rows, ["kind", "name", "requests_per_s", "bytes_per_s"]))
 
 
+def support_bundle(options: Namespace) -> int:
+    from stratum import support
+
+    if (options.target is None) == (not options.preview):
+        raise InvalidArgument("name a FILE to write, or --preview to see what would be in it")
+    if options.log is not None and not options.log.is_file():
+        raise InvalidArgument(f"the log {options.log} is no file")
+    found = support.gather(options.volume, options.log)
+    if options.preview:
+        text = "".join(f"==> {name} <==\n{content.rstrip()}\n\n" for name, content in found.items())
+        return show(options, found, text)
+    size = support.write(found, options.target)
+    document = {
+        "bundle": str(options.target),
+        "bytes": size,
+        "files": {name: len(content) for name, content in found.items()},
+    }
+    return show(options, document, f"{options.target}: {size} bytes; --preview shows what is in it: {', '.join(found)}")
+
+
 # -- the live view ------------------------------------------------------------------------------------------------------
 
 
