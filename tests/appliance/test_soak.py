@@ -1,0 +1,324 @@
+"""An hour of mixed load from 50 clients on both faces, with faults by seed: nothing is lost, mixed up or leaked, and every error has a cause.
+
+STRATUM_SOAK_S shortens it, STRATUM_SEED repeats one. Clients own their keys, so each knows what it must read; after an operation that failed
+either outcome is right until the next one that succeeds.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.support import Server, need_fuse, stratum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SECONDS = float(os.environ.get("STRATUM_SOAK_S") or 3600)
+S3_CLIENTS, MOUNT_CLIENTS = 30, 20
+KEYS = 12
+SIZES = (0, 100, 5_000, 40_000, 300_000, 2_000_000)
+DISK_BYTES = 3 << 30
+FAULT_EVERY_S = 20.0
+BUCKET = "soak"
+Content = bytes | None
+
+
+@dataclass(slots=True)
+class Fault:
+    """From `began` to `ended` errors of these faces have a cause. Moments are of time.time()."""
+
+    name: str
+    faces: frozenset[str]
+    began: float
+    ended: float = float("inf")
+
+
+@dataclass(slots=True)
+class Faults:
+    seed: int
+    told: list[Fault] = field(default_factory=list)
+
+    def explain(self, face: str, began: float, ended: float) -> bool:
+        return any(face in fault.faces and began <= fault.ended and ended >= fault.began for fault in list(self.told))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own for the hot tier: it is filled to the brim."""
+    need_fuse()
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    folder.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+class Client(threading.Thread):
+    """Puts, reads, removes and lists keys of its own, through one face and now and then the other."""
+
+    def __init__(self, server: Server, faults: Faults, number: int, ending: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.face = "s3" if number < S3_CLIENTS else "mount"
+        self._server = server
+        self._faults = faults
+        self._chance = random.Random(faults.seed * 1000 + number)
+        self._prefix = f"client-{number}"
+        self._ending = ending
+        self.may: dict[str, set[str]] = {f"{self._prefix}/{key}": {""} for key in range(KEYS)}
+        """Digests of what a key may hold; "" is nothing."""
+        self.s3: Any = server.client(read_timeout=120, connect_timeout=20, max_pool_connections=2)
+        assert server.mount is not None
+        self._folder = server.mount / BUCKET
+        self.done = self.failed = 0
+        self.wrong: list[str] = []
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            key = self._chance.choice(list(self.may))
+            work = self._chance.choices((self.put, self.read, self.remove, self.list), (5, 8, 2, 1))[0]
+            face = self.face if self._chance.random() < 0.9 else {"s3": "mount", "mount": "s3"}[self.face]
+            began = time.time()
+            try:
+                work(face, key)
+                self.done += 1
+            except (ClientError, BotoCoreError, OSError) as error:
+                self.failed += 1
+                if not self._faults.explain(face, began, time.time()):
+                    self.wrong.append(f"{time.time():.1f} {face} {work.__name__} {key}: {error!r}")
+                time.sleep(0.2)
+            time.sleep(self._chance.random() * 0.1)
+
+    # -- one operation ------------------------------------------------------------------------------------------------
+
+    def put(self, face: str, key: str) -> None:
+        data = self._chance.randbytes(self._chance.choice(SIZES))
+        self.may[key] = self.may[key] | {digest(data)}
+        if face == "s3":
+            self.s3.put_object(Bucket=BUCKET, Key=key, Body=data)
+        else:
+            path = self._folder / key
+            path.parent.mkdir(exist_ok=True)
+            fresh = path.with_name(f".{path.name}.{self._chance.getrandbits(32):x}")
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(path)
+        self.may[key] = {digest(data)}
+
+    def read(self, face: str, key: str) -> None:
+        found = digest(self.get(face, key))
+        if found not in self.may[key]:
+            self.wrong.append(
+                f"{time.time():.1f} {face} read of {key}: {found[:8]!r}, not one of {[known[:8] for known in self.may[key]]}"
+            )
+
+    def get(self, face: str, key: str) -> Content:
+        if face == "s3":
+            try:
+                data: bytes = self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+            return data
+        try:
+            return (self._folder / key).read_bytes()
+        except FileNotFoundError:
+            if not self._server.mount or not self._folder.exists():
+                raise  # no mount, not no file
+            return None
+
+    def remove(self, face: str, key: str) -> None:
+        self.may[key] = self.may[key] | {""}
+        if face == "s3":
+            self.s3.delete_object(Bucket=BUCKET, Key=key)
+        else:
+            try:
+                (self._folder / key).unlink()
+            except FileNotFoundError:
+                if not self._folder.exists():
+                    raise
+        self.may[key] = {""}
+
+    def list(self, face: str, _: str) -> None:
+        if face == "s3":
+            answer = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{self._prefix}/")
+            found = {item["Key"] for item in answer.get("Contents", ())}
+        else:
+            folder = self._folder / self._prefix
+            found = {f"{self._prefix}/{name}" for name in os.listdir(folder)} if folder.exists() else set()
+            if not self._folder.exists():
+                raise OSError(errno.ENOTCONN, "no mount")
+        for key, digests in self.may.items():
+            if (key in found and digests == {""}) or (key not in found and "" not in digests):
+                self.wrong.append(f"{time.time():.1f} {face} list: {key} is {'there' if key in found else 'missing'}")
+
+
+def digest(data: Content) -> str:
+    return "" if data is None else hashlib.md5(data).hexdigest()
+
+
+# -- faults -------------------------------------------------------------------------------------------------------------
+
+
+class Injector(threading.Thread):
+    def __init__(self, server: Server, faults: Faults, disk: Path, remote: Path, ending: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._server, self._faults, self._disk, self._remote, self._ending = server, faults, disk, remote, ending
+        self._chance = random.Random(faults.seed)
+
+    def run(self) -> None:
+        kinds = (self.kill_worker, self.kill_mount, self.kill_tierd, self.disk_full, self.cold_away)
+        while not self._ending.wait(FAULT_EVERY_S * (0.5 + self._chance.random())):
+            self._chance.choice(kinds)()
+
+    def _kill(self, role: str, faces: frozenset[str], seconds: float) -> None:
+        # It is on record before it happens: what fails in this moment has its cause.
+        fault = Fault(f"kill {role}", faces, time.time())
+        self._faults.told.append(fault)
+        pids = [process["pid"] for process in self._server.processes() if process["role"] == role]
+        if pids:
+            os.kill(self._chance.choice(pids), signal.SIGKILL)
+        time.sleep(seconds)
+        fault.ended = time.time()
+
+    def kill_worker(self) -> None:
+        self._kill("s3", frozenset({"s3"}), 10)
+
+    def kill_mount(self) -> None:
+        self._kill("mount", frozenset({"mount"}), 20)
+
+    def kill_tierd(self) -> None:
+        self._kill("tierd", frozenset(), 5)
+
+    def disk_full(self) -> None:
+        fault = Fault("disk full", frozenset({"s3", "mount"}), time.time())
+        self._faults.told.append(fault)
+        ballast = self._disk / "ballast"
+        with ballast.open("wb") as file:
+            stat = os.statvfs(self._disk)
+            os.posix_fallocate(file.fileno(), 0, max(stat.f_bavail * stat.f_frsize - (4 << 20), 1 << 20))
+        time.sleep(5)
+        ballast.unlink()
+        time.sleep(15)
+        fault.ended = time.time()
+
+    def cold_away(self) -> None:
+        fault = Fault("cold away", frozenset({"s3", "mount"}), time.time())
+        self._faults.told.append(fault)
+        away = self._remote.with_name("unplugged")
+        self._remote.rename(away)
+        time.sleep(15)
+        away.rename(self._remote)
+        time.sleep(30)  # the breaker's pause
+        fault.ended = time.time()
+
+
+# -- leaks --------------------------------------------------------------------------------------------------------------
+
+
+def measured(server: Server) -> tuple[float, int]:
+    """(resident bytes, open descriptors) of all processes of the volume."""
+    size, descriptors = 0.0, 0
+    for process in server.processes():
+        try:
+            inside = psutil.Process(process["pid"])
+            size += inside.memory_full_info().pss
+            descriptors += inside.num_fds()
+        except psutil.Error:
+            continue
+    return size, descriptors
+
+
+def unexplained_lines(server: Server, faults: Faults) -> list[str]:
+    found = []
+    for line in server.errors():
+        try:
+            moment = dt.datetime.strptime(line[:23] + "+0000", "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
+        except ValueError:
+            moment = 0.0
+        if not any(fault.began - 1 <= moment <= fault.ended + 30 for fault in faults.told):
+            found.append(line)
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS + 1200)
+def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
+    seed = int(os.environ.get("STRATUM_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"soak: seed {seed}, {SECONDS:.0f} s")
+    faults = Faults(seed)
+    words: list[str | Path] = ["--hot", disk / "hot", "--ec", "2+1"]
+    words += [word for number in range(3) for word in ("--warm", tmp_path / f"d{number}")]
+    server = Server(tmp_path, mount=True, init_words=words)
+    server.configure(
+        {
+            "tiering": {"interval_s": 0.5, "mode": "strict", "idle_s": 10.0, "cold_after_s": 20.0},
+            "cold": {"delete_after_s": 5.0},
+        }
+    )
+    remote = tmp_path / "archive"
+    remote.mkdir()
+    stratum("cold", "add", server.root, "archive", "--directory", remote)
+    server.start()
+    try:
+        server.client().create_bucket(Bucket=BUCKET)
+        ending = threading.Event()
+        clients = [Client(server, faults, number, ending) for number in range(S3_CLIENTS + MOUNT_CLIENTS)]
+        injector = Injector(server, faults, disk, remote, ending)
+        for thread in (*clients, injector):
+            thread.start()
+        samples = []
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            time.sleep(min(10.0, SECONDS / 40))
+            samples.append(measured(server))
+        ending.set()
+        for thread in (*clients, injector):
+            thread.join(180)
+            assert not thread.is_alive(), f"seed {seed}: {thread} hangs"
+        wrong = [line for client in clients for line in client.wrong]
+        done, failed = sum(client.done for client in clients), sum(client.failed for client in clients)
+        print(f"soak: {done} operations, {failed} failed by {len(faults.told)} faults, {len(wrong)} without a cause")
+        assert wrong == [], f"seed {seed}"
+        quarter = len(samples) // 4
+        for name, place, slack in (("bytes", 0, 100e6), ("descriptors", 1, 100)):
+            early = statistics.median(sample[place] for sample in samples[quarter : 2 * quarter])
+            late = statistics.median(sample[place] for sample in samples[3 * quarter :])
+            print(f"soak: {name} {early:.0f} in the second quarter, {late:.0f} in the last")
+            assert late <= early * 1.3 + slack, f"seed {seed}: {name} grow"
+        for client in clients:
+            for key in client.may:
+                client.read("s3", key)
+                client.read("mount", key)
+            assert client.wrong == [], f"seed {seed}"
+        time.sleep(10)  # what was deleted last is given back
+        assert json.loads(stratum("gc", server.root, "--json").stdout)["leaked_objects"] == 0, f"seed {seed}"
+        assert unexplained_lines(server, faults) == [], f"seed {seed}"
+    finally:
+        code = server.stop()
+    assert code == 0
+    assert stratum("fsck", server.root).stdout == "clean\n", f"seed {seed}"
