@@ -40,6 +40,23 @@ def test_deleted_bytes_come_back(opened: Volume) -> None:
     assert fsck.check(opened) == []
 
 
+def test_bytes_come_back_although_another_process_keeps_the_file_open(opened: Volume) -> None:
+    """Every process keeps descriptors of files it has read; a file that is only unlinked would keep its blocks until they close."""
+    put(opened, "big", BIG)
+    put(opened, "middle", BIG[:100_000])
+    held = [os.open(path, os.O_RDONLY) for path in data_files(opened)]
+    try:
+        assert sum(os.fstat(fd).st_blocks for fd in held) * 512 >= len(BIG)
+        delete(opened, "big")
+        delete(opened, "middle")
+        housekeeping.run_once(opened)
+        assert allocated(opened) == 0
+        assert [os.fstat(fd).st_blocks for fd in held] == [0] * len(held)
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def test_a_reader_keeps_what_it_began_to_read(opened: Volume) -> None:
     put(opened, "big", BIG)
     with opened.reading():
