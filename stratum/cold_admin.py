@@ -15,6 +15,8 @@ from stratum.errors import Busy, Exists, ForeignRemote, InvalidArgument, TierUna
 from stratum.tier_rows import VALID, ColdRow, Tier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stratum.cold_backends.contract import Backend
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
@@ -145,8 +147,10 @@ def describe(reader: InodeReader) -> list[dict[str, Any]]:
     return found
 
 
-def check(volume: Volume, name: str, *, read: bool = False) -> dict[str, Any]:
-    """Ask a remote for its marker and every pack; with `read` for every byte."""
+def check(
+    volume: Volume, name: str, *, read: bool = False, seen: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Ask a remote for its marker and every pack; with `read` for every byte. `seen(bytes so far, of how many)` is told meanwhile."""
     document: dict[str, Any] = {"name": name, "reachable": False, "packs": 0, "missing": [], "damaged": [], "error": ""}
     try:
         volume.cold.check_marker(name)
@@ -158,7 +162,11 @@ def check(volume: Volume, name: str, *, read: bool = False) -> dict[str, Any]:
                 for _, row in packs.scan(reader)
                 if row.tier == Tier.COLD and row.remote == name and row.state == VALID
             ]
+        total, done = sum(row.length for row in rows), 0
         for row in rows:
+            if seen is not None:
+                seen(done, total)
+            done += row.length
             document["packs"] += 1
             try:
                 if remote.sealed.head(row.key).size < row.length:

@@ -57,6 +57,7 @@ class Finding:
 
 
 Repair = Callable[["MetadataTransaction"], None]
+Seen = Callable[[int, int], None]
 
 
 def _delete_row(key: bytes) -> Repair:
@@ -496,16 +497,18 @@ class _Checker:
                     _put_row(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),
                 )  # fmt: skip
 
-    def check_data(self, reader: InodeReader) -> None:
+    def check_data(self, reader: InodeReader, seen: Seen | None) -> None:
         """Read every byte, through descriptors of its own: one that was open before would hide that a file is gone."""
         segments = SegmentStore(self.volume.segments.folders, 0, self.volume.new_id, on_failure=lambda _: None)
         try:
-            self._read_extents(reader, segments)
+            self._read_extents(reader, segments, seen)
             fsck_tiers.check_shards(self.volume, reader, self.found)
         finally:
             segments.close()
 
-    def _read_extents(self, reader: InodeReader, segments: SegmentStore) -> None:
+    def _read_extents(self, reader: InodeReader, segments: SegmentStore, seen: Seen | None) -> None:
+        total = sum(SegmentRow.unpack(raw).live_bytes for _, raw in reader.scan(*prefix_range(b"G"))) if seen else 0
+        done = 0
         for key, raw in reader.scan(*prefix_range(b"X")):
             number = unpack_u64(key[1:])[0]
             row, _ = ExtentRow.unpack(raw)
@@ -526,12 +529,15 @@ class _Checker:
                         at,
                         min(at + content.READ_BYTES, row.length),
                     )
+                done += row.length
+                if seen is not None:
+                    seen(done, total)
             except DataDamaged as error:
                 self.found("damaged-extent", f"extent {number:#x}", error.message)
 
 
-def check(volume: Volume, *, repair: bool = False, data: bool = True) -> list[Finding]:
-    """Everything that is wrong; without `data` no stored byte is read. Raises `Busy` if a repair is asked for while others have the volume open."""
+def check(volume: Volume, *, repair: bool = False, data: bool = True, seen: Seen | None = None) -> list[Finding]:
+    """Everything that is wrong; without `data` no stored byte is read. `seen(bytes so far, of how many)` is told while they are. Raises `Busy` if a repair is asked for while others have the volume open."""
     if repair:
         others = [
             str(row["role"])
@@ -544,7 +550,7 @@ def check(volume: Volume, *, repair: bool = False, data: bool = True) -> list[Fi
     done: list[Finding] = []
     tried: set[tuple[str, str]] = set()
     while True:
-        found = _examine(volume, data=data)
+        found = _examine(volume, data=data, seen=seen)
         repairable = (
             [
                 (finding, function)
@@ -569,12 +575,12 @@ def check(volume: Volume, *, repair: bool = False, data: bool = True) -> list[Fi
                 done.append(finding)
 
 
-def _examine(volume: Volume, *, data: bool) -> list[tuple[Finding, Repair | None]]:
+def _examine(volume: Volume, *, data: bool, seen: Seen | None) -> list[tuple[Finding, Repair | None]]:
     with volume.reading(), volume.snapshot() as reader:
         checker = _Checker(volume, reader)
         checker.check_tree(reader)
         checker.check_extents(reader)
         checker.check_rows(reader)
         if data:
-            checker.check_data(reader)
+            checker.check_data(reader, seen)
     return checker.findings

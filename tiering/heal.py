@@ -19,6 +19,7 @@ from stratum.log import get_logger
 from stratum.schema import (
     ELSEWHERE_SEGMENT,
     STORED_SEGMENT,
+    SegmentRow,
     key_u64,
     pack_json,
     prefix_range,
@@ -251,8 +252,10 @@ def start_scrub(volume: Volume) -> None:
             total = sum(
                 row.k * row.shard_bytes + row.m * row.shard_bytes for _, row in packs.scan(tx) if row.tier == Tier.WARM
             )
+            hot = sum(SegmentRow.unpack(raw).live_bytes for _, raw in tx.scan(*prefix_range(b"G")))
+            cold = sum(row.length for _, row in packs.scan(tx) if row.tier == Tier.COLD)
             document = {
-                "state": "running", "phase": "hot", "cursor": 0, "began_s": int(time.time()), "ended_s": before.get("ended_s", 0),
+                "total_bytes": hot + total + cold, "state": "running", "phase": "hot", "cursor": 0, "began_s": int(time.time()), "ended_s": before.get("ended_s", 0),
                 "read_bytes": 0, "warm_bytes": total, "checked": 0, "found": 0, "healed": 0, "unhealed": [],
             }  # fmt: skip
             tx.put(b"gscrub", pack_json(document))

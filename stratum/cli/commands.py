@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import background, buckets, clones, counting, notify, paths, volume
 from stratum import log as logs
+from stratum.cli.progress import Progress
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.erasure import parse_code
 from stratum.errors import InvalidArgument
@@ -213,8 +214,8 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
 def fsck(options: Namespace) -> int:
     from stratum import fsck as checker
 
-    with Volume(options.volume, "fsck") as opened:
-        findings = checker.check(opened, repair=options.repair)
+    with Volume(options.volume, "fsck") as opened, Progress("reading every stored byte") as progress:
+        findings = checker.check(opened, repair=options.repair, seen=progress.at)
     left = [finding for finding in findings if not finding.repaired]
     code = 1 if left else 2 if findings else 0
     document = {"findings": [asdict(finding) for finding in findings], "code": code}

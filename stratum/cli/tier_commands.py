@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold_admin, counting, hints, notify, objects, packs, warm
 from stratum.cli.commands import duration_s, init_document, init_settings, set_up_logs, show, table
+from stratum.cli.progress import Progress
 from stratum.errors import Busy, InvalidArgument, NotFound
 from stratum.health import SILENT_S_MAX
 from stratum.manifest import Names
@@ -226,9 +227,11 @@ def cold_check(options: Namespace) -> int:
             names = [row["name"] for row in cold_admin.describe(reader)]
         if options.name and options.name not in names:
             raise NotFound(f"there is no remote {options.name!r}; `stratum cold list` shows them")
-        found = [
-            cold_admin.check(opened, name, read=options.read) for name in ([options.name] if options.name else names)
-        ]
+        with Progress("asking the remote") as progress:
+            found = [
+                cold_admin.check(opened, name, read=options.read, seen=progress.at)
+                for name in ([options.name] if options.name else names)
+            ]
     good = all(row["reachable"] and not row["error"] and not row["missing"] and not row["damaged"] for row in found)
     lines = [
         f"{row['name']}: {'reachable' if row['reachable'] else 'NOT REACHABLE'}, {row['packs']} packs, {len(row['missing'])} missing, "
@@ -263,8 +266,10 @@ def _scrub_state(opened: Volume) -> dict[str, Any]:
 def scrub_start(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         heal.start_scrub(opened)
-        while options.wait and _scrub_state(opened)["state"] == "running":
-            _work(opened, lambda worker: worker.scrub_now())
+        with Progress("checking every stored byte") as progress:
+            while options.wait and (state := _scrub_state(opened))["state"] == "running":
+                progress.at(state.get("read_bytes", 0), state.get("total_bytes", 0))
+                _work(opened, lambda worker: worker.scrub_now())
         return _print_scrub(options, _scrub_state(opened), final=options.wait)
 
 

@@ -1,0 +1,72 @@
+"""What a long command says of how far it is."""
+
+from __future__ import annotations
+
+import io
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stratum import fsck
+from stratum.cli.progress import Progress, amount, span
+from stratum.volume import Volume
+from tests.support import make_volume, put
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Screen(io.StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.5), (False, 60.0)])
+def test_bytes_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, terminal: bool, seconds: float
+) -> None:
+    screen, clock = Screen(terminal=terminal), Clock()
+    monkeypatch.setattr("sys.stderr", screen)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with Progress("reading", clock=clock) as progress:
+            progress.at(1, 100)
+            assert screen.getvalue() == ""
+            clock.now_s += seconds
+            progress.at(round(seconds * 1e6), round(seconds * 4e6))
+        told = manager.recv(1000).decode()
+    size = amount(seconds * 1e6)
+    assert told == f"STATUS=reading: {size} of {amount(seconds * 4e6)} (25 %), 1.0 MB/s, {span(seconds * 3)} left"
+    assert told.removeprefix("STATUS=") in screen.getvalue()
+    assert screen.getvalue().endswith("\r" if terminal else "\n")
+
+
+def test_an_unknown_total_and_large_numbers() -> None:
+    assert Progress("x").text(500, 0, 2.0) == "x: 500 B, 250 B/s"
+    assert Progress("x").text(0, 1000, 2.0) == "x: 0 B of 1.0 kB (0 %), 0 B/s"
+    assert amount(12_345_678_901_234) == "12.3 TB"
+    assert [span(5), span(65), span(7260)] == ["5 s", "1 min 5 s", "2 h 1 min"]
+
+
+def test_fsck_tells_how_much_it_has_read(tmp_path: Path) -> None:
+    make_volume(tmp_path / "volume")
+    told: list[tuple[int, int]] = []
+    with Volume(tmp_path / "volume", "test") as opened:
+        for number in range(3):
+            put(opened, str(number), bytes(100_000), inline_max=0)
+        assert fsck.check(opened, seen=lambda done, total: told.append((done, total))) == []
+    assert told == [(100_000, 300_000), (200_000, 300_000), (300_000, 300_000)]
