@@ -78,37 +78,26 @@ class Backup:
 # -- making one ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, frozen=True)
+class Source:
+    """What a backup is made of: an open volume, or one of another format that only its store can be opened of."""
+
+    root: Path
+    store: LmdbStore
+    settings: config.Config
+    instance: str
+
+
 def make(volume: Volume, target: Path, *, keep: int = 0) -> Backup:
     """Write a backup to a new file, or into a folder under a name of its own; there the newest `keep` of this volume stay.
 
     Raises `InvalidArgument` for a target that cannot be, `BackupDamaged` if what was written does not read back.
     """
-    if target.is_dir():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        path = target / f"stratum-{volume.instance[:12]}-{stamp}{SUFFIX}"
-    elif keep:
+    if keep and not target.is_dir():
         raise InvalidArgument(f"--keep wants a folder, and {target} is none")
-    else:
-        path = target
-    if path.exists():
-        raise InvalidArgument(f"{path} exists; a backup never replaces another one")
-    if not path.parent.is_dir():
-        raise InvalidArgument(f"{path.parent} is no folder; make it first")
-    if volume.meta in path.resolve().parents:
-        raise InvalidArgument(f"{path} lies in the metadata that it is to save; choose another disk")
-    partial = path.with_name(path.name + ".partial")
-    with tempfile.TemporaryDirectory(prefix=".stratum-backup-", dir=path.parent) as scratch:
-        made = _write(volume, Path(scratch), partial)
-    try:
-        verify(partial)
-        partial.rename(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
-    made.path = path
+    made = save(Source(volume.root, cast("LmdbStore", volume.store), volume.config, volume.instance), target)
     volume.mutate(
-        lambda tx: tx.put(b"gbackup", pack_json({"at_s": round(made.made_s, 3), "path": str(path.absolute())})),
+        lambda tx: tx.put(b"gbackup", pack_json({"at_s": round(made.made_s, 3), "path": str(made.path.absolute())})),
         frees=True,
     )
     if keep:
@@ -118,17 +107,43 @@ def make(volume: Volume, target: Path, *, keep: int = 0) -> Backup:
     return made
 
 
-def _write(volume: Volume, scratch: Path, partial: Path) -> Backup:
+def save(source: Source, target: Path) -> Backup:
+    """The same without noting it in the volume."""
+    if target.is_dir():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        path = target / f"stratum-{source.instance[:12]}-{stamp}{SUFFIX}"
+    else:
+        path = target
+    if path.exists():
+        raise InvalidArgument(f"{path} exists; a backup never replaces another one")
+    if not path.parent.is_dir():
+        raise InvalidArgument(f"{path.parent} is no folder; make it first")
+    if source.root.resolve() / "meta" in path.resolve().parents:
+        raise InvalidArgument(f"{path} lies in the metadata that it is to save; choose another disk")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".stratum-backup-", dir=path.parent) as scratch:
+            made = _write(source, Path(scratch), partial)
+        verify(partial)
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+    made.path = path
+    return made
+
+
+def _write(source: Source, scratch: Path, partial: Path) -> Backup:
     made_s = time.time()
-    (scratch / "stratum.toml").write_bytes((volume.root / config.CONFIG_NAME).read_bytes())
-    (scratch / "seal.key").write_bytes((volume.meta / "seal.key").read_bytes())
-    store = cast("LmdbStore", volume.store)
-    store.copy_to(str(scratch))
-    transaction, rows = _walk(scratch, volume.config)
+    (scratch / "stratum.toml").write_bytes((source.root / config.CONFIG_NAME).read_bytes())
+    (scratch / "seal.key").write_bytes((source.root / "meta" / "seal.key").read_bytes())
+    source.store.copy_to(str(scratch))
+    transaction, rows = _walk(scratch, source.settings)
     members = {name: _digest(scratch / name) for name in MEMBERS}
-    made = Backup(partial, volume.instance, made_s, rows, transaction, 0, members)
+    made = Backup(partial, source.instance, made_s, rows, transaction, 0, members)
     manifest = json.dumps(
-        {"format": FORMAT, "made_s": made_s, "stratum": __version__, "instance": volume.instance, "transaction": transaction, "rows": rows, "members": members}
+        {"format": FORMAT, "made_s": made_s, "stratum": __version__, "instance": source.instance, "transaction": transaction, "rows": rows, "members": members}
     ).encode()  # fmt: skip
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as raw:  # noqa: PTH123  a descriptor: the mode counts from the first byte on
@@ -160,16 +175,17 @@ def _digest(path: Path) -> dict[str, Any]:
 def _walk(folder: Path, settings: config.Config) -> tuple[int, int]:
     """(transaction, rows) of a copied store, after every page of it was read. Raises `BackupDamaged`."""
     try:
-        with _copied(folder, settings) as store, store.snapshot() as snapshot:
-            if unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0] != FORMAT_VERSION:
-                raise BackupDamaged(f"the copy in {folder} is not of format {FORMAT_VERSION}")
+        with opened_store(folder, settings) as store, store.snapshot() as snapshot:
+            if not 1 <= (version := unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]) <= FORMAT_VERSION:
+                raise BackupDamaged(f"it has format {version}, and this program knows 1 to {FORMAT_VERSION}")
             return snapshot.id, sum(1 for _ in snapshot.scan(b"\0", b"\xff"))
     except StratumError as error:
         raise BackupDamaged(f"the copy of the metadata does not read back: {error.message}") from error
 
 
 @contextmanager
-def _copied(folder: Path, settings: config.Config) -> Iterator[LmdbStore]:
+def opened_store(folder: Path, settings: config.Config) -> Iterator[LmdbStore]:
+    """A store that no `Volume` is opened on: a copy, or one of another format."""
     store = LmdbStore(str(folder), map_bytes=settings.metadata_map_bytes, readers_max=settings.metadata_readers_max)
     with closing(store):
         yield store
@@ -256,7 +272,7 @@ def restore(path: Path, root: Path, *, adopt: bool = False) -> tuple[Backup, Pat
     if not new and not (root / config.CONFIG_NAME).exists():
         raise VolumeInvalid(f"{root} is neither a volume nor empty; nothing was changed")
     meta = root / "meta"
-    _refuse_if_open(meta)
+    refuse_if_open(meta)
     root.mkdir(parents=True, exist_ok=True)
     staging = root / "meta.restoring"
     if staging.exists():
@@ -302,7 +318,7 @@ def _put_in_place(root: Path, staging: Path) -> Path | None:
         replaced = next(name for name in names if not name.exists())
         meta.rename(replaced)
         try:
-            _refuse_if_open(replaced)  # who opened it meanwhile keeps it
+            refuse_if_open(replaced)  # who opened it meanwhile keeps it
         except Busy:
             replaced.rename(meta)
             shutil.rmtree(staging)
@@ -312,7 +328,7 @@ def _put_in_place(root: Path, staging: Path) -> Path | None:
     return replaced
 
 
-def _refuse_if_open(meta: Path) -> None:
+def refuse_if_open(meta: Path) -> None:
     """Raises `Busy` while a process holds the lock of its session."""
     for file in (meta / "sessions").glob("*"):
         fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
@@ -332,7 +348,7 @@ def _newest_session(root: Path, settings: config.Config) -> int:
             found += [int(entry.name, 16) for entry in folder.iterdir() if _is_session(entry.name)]
     if (root / "meta" / "data.mdb").exists():
         try:
-            with _copied(root / "meta", settings) as store, store.snapshot() as snapshot:
+            with opened_store(root / "meta", settings) as store, store.snapshot() as snapshot:
                 found.append(unpack_u64(snapshot.get(b"Csession") or bytes(8))[0])
         except StratumError as error:  # it may be what has to be replaced
             log.warning("metadata_unreadable", error=error.message)
@@ -350,7 +366,7 @@ def _prepare(meta: Path, settings: config.Config, newest: int) -> None:
         slots.write(bytes(SLOTS * 32))
         os.fsync(slots.fileno())
     _walk(meta, settings)
-    with _copied(meta, settings) as store, store.transact() as tx:
+    with opened_store(meta, settings) as store, store.transact() as tx:
         known = unpack_u64(tx.get(b"Csession") or bytes(8))[0]
         tx.put(b"Csession", pack_u64(max(known, newest) + SESSIONS_SKIPPED))
         # The mounts of then: recovery would detach whatever stands on their mountpoints now.

@@ -74,7 +74,10 @@ from typing import Any
 from stratum.kv.contract import prefix_end
 
 ROOT_INODE = 1
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: until 0.1. 2: quotas, limits and the audit log, which a program of format 1 would pass over; buckets say whether reads are audited."""
+UPGRADING = 1 << 32
+"""Added to the format that an unfinished upgrade leads to: no program opens such a volume."""
 ETAG_PARTS_VERSIONED = 0xFFFF
 """`etag_parts` of a file whose content did not come whole through S3."""
 

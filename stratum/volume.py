@@ -29,6 +29,7 @@ from stratum.relief import Relief
 from stratum.schema import (
     FORMAT_VERSION,
     ROOT_INODE,
+    UPGRADING,
     Inode,
     Kind,
     key_u64,
@@ -190,17 +191,13 @@ class Volume:
                 f"{self.root} has a {configuration.CONFIG_NAME} but no metadata store; restore meta/ from a backup"
             )
         self.store: Store = _open_store(self.root, self.config)
+        self._check_format()
         with self.store.snapshot() as snapshot:
-            version = unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]
             instance = snapshot.get(b"ginstance")
-        if version != FORMAT_VERSION:
-            self.store.close()
-            raise VolumeInvalid(
-                f"{self.root} has format {version}; this program reads {FORMAT_VERSION}; use the version that made it"
-            )
         self.instance = str(unpack_json(instance)["id"]) if instance is not None else self._name_instance()
         """Names the volume to disks and remotes."""
         self.session = Session(self.meta, self.store, role)
+        self._check_format()  # an upgrade may have begun before it could see our session
         self.new_id = self.session.new_id
         self.segments = SegmentStore(
             hot_folders(self.root, self.config), self.session.id, self.new_id, on_failure=self._fail
@@ -244,6 +241,24 @@ class Volume:
             self.root / config.audit_folder, block=config.audit_full == "block", synced=config.audit_synced,
             rotate_bytes=config.audit_rotate_bytes, keep_days=config.audit_keep_days, anchor=anchor,
         )  # fmt: skip
+
+    def _check_format(self) -> None:
+        """Raises `VolumeInvalid`; the store is closed then."""
+        with self.store.snapshot() as snapshot:
+            version = unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]
+        if version == FORMAT_VERSION:
+            return
+        self.store.close()
+        if version & UPGRADING:
+            raise VolumeInvalid(f"an upgrade of {self.root} was interrupted; `stratum upgrade` goes on with it")
+        if version > FORMAT_VERSION:
+            raise VolumeInvalid(
+                f"{self.root} has format {version}, which is newer than {FORMAT_VERSION}; use the version that made it"
+            )
+        raise VolumeInvalid(
+            f"{self.root} has format {version}, and this program works on {FORMAT_VERSION}; "
+            f"`stratum upgrade {self.root} --backup DIR` brings it there"
+        )
 
     def _name_instance(self) -> str:
         """A volume from before the tiers gets its name when it is first opened."""

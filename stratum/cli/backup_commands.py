@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from stratum import backup
+from stratum import upgrade as upgrading
 from stratum.cli.commands import show
 from stratum.errors import InvalidArgument
 from stratum.volume import Volume
@@ -71,3 +72,15 @@ def drill_restore(options: Namespace) -> int:
     ]
     show(options, done.document(), "\n".join(lines))
     return 0 if done.ok else 1
+
+
+def upgrade(options: Namespace) -> int:
+    done = upgrading.upgrade(options.volume.absolute(), options.backup)
+    document = {"before": done.before, "after": done.after, "backup": str(done.backup) if done.backup else None}
+    text = (
+        f"{options.volume} has format {done.after} already"
+        if done.before == done.after
+        else f"{options.volume} went from format {done.before} to {done.after}"
+        + (f"; as it was before it is in {done.backup}" if done.backup else "; the backup is that of the first try")
+    )
+    return show(options, document, text)

@@ -197,6 +197,8 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("file", metavar="FILE", type=Path)
     made.add_argument("--json", action="store_true", help="print one JSON document")
     made.set_defaults(run=saving.meta_verify, volume=None)
+    made = command(sub, "upgrade", "bring a volume of an older version to the format of this one", saving.upgrade)
+    made.add_argument("--backup", metavar="DIR", type=Path, help="where a backup of it is written first")
     drills = group("drill", "prove that what is for a bad day works")
     made = command(drills, "restore", "restore a backup aside, check it, print RPO and RTO", saving.drill_restore)
     made.add_argument("source", metavar="SOURCE", type=Path, help="a backup, or a folder of them: the newest")

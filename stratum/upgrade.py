@@ -1,0 +1,125 @@
+"""Bringing a volume of an older format to that of this program, in place.
+
+Invariants
+* Nothing is changed before a verified backup of it lies where the operator said, and never while a process has the volume open.
+* The first change is the format's number, to one that no program opens; the last is the new one. So neither an older nor a newer
+  program ever sees a volume half-way.
+* A step goes through its rows in small transactions, each of which notes how far it is (row `gupgrade`): interrupted anywhere, the
+  next `upgrade` goes on, without another backup.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stratum import backup, config
+from stratum.errors import Busy, InvalidArgument, VolumeInvalid
+from stratum.log import get_logger
+from stratum.schema import FORMAT_VERSION, UPGRADING, pack_json, pack_u64, unpack_json, unpack_u64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from stratum.kv.lmdb_store import LmdbStore, LmdbTransaction
+
+log = get_logger("upgrade")
+ROWS_AT_ONCE = 1000
+
+
+@dataclass(slots=True)
+class Upgraded:
+    """`backup` is None if the volume was of the newest format already, or if an interrupted upgrade was gone on with."""
+
+    before: int
+    after: int
+    backup: Path | None
+
+
+def _from_1(tx: LmdbTransaction, cursor: bytes) -> bytes | None:
+    """Buckets say whether reads of them are audited, and the volume has a name."""
+    if tx.get(b"ginstance") is None:
+        tx.put(b"ginstance", pack_json({"id": uuid.uuid4().hex}))
+    rows = tx.first_rows(cursor or b"B", b"C", ROWS_AT_ONCE)
+    for key, raw in rows:
+        tx.put(key, pack_json({"audit_reads": False, **unpack_json(raw)}))
+    return rows[-1][0] + b"\0" if len(rows) == ROWS_AT_ONCE else None
+
+
+STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1}
+"""By the format they begin with. A step is called with where the last call ended, and returns where it ended, or None at the end."""
+
+
+def upgrade(root: Path, backup_target: Path | None) -> Upgraded:
+    """Raises `VolumeInvalid` for a newer volume, `Busy` for an open one, and what making a backup raises."""
+    settings = config.load(root)
+    meta = root / "meta"
+    if not (meta / "data.mdb").exists():
+        raise VolumeInvalid(f"{root} has no metadata store; `stratum meta restore` brings it back")
+    backup.refuse_if_open(meta)
+    with backup.opened_store(meta, settings) as store:
+        version = _version(store)
+        if version & ~UPGRADING > FORMAT_VERSION:
+            raise VolumeInvalid(
+                f"{root} has format {version}, which is newer than {FORMAT_VERSION}; use the version that made it"
+            )
+        if version == FORMAT_VERSION:
+            return Upgraded(version, version, None)
+        made = None
+        before = version
+        if not version & UPGRADING:
+            if version not in STEPS:
+                raise VolumeInvalid(f"{root} has format {version}, which no program has ever written")
+            if backup_target is None:
+                raise InvalidArgument("an upgrade begins with a backup; say where it is to lie, with --backup DIR")
+            made = backup.save(backup.Source(root, store, settings, _instance(store)), backup_target).path
+            _put_format(store, UPGRADING | version + 1)
+            try:
+                backup.refuse_if_open(meta)  # who opened it meanwhile keeps it
+            except Busy:
+                _put_format(store, version)
+                raise
+        else:
+            before = (version & ~UPGRADING) - 1
+        after = _go_on(store)
+    log.info("upgraded", volume=str(root), before=before, after=after)
+    return Upgraded(before, after, made)
+
+
+def _version(store: LmdbStore) -> int:
+    with store.snapshot() as snapshot:
+        return int(unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0])
+
+
+def _instance(store: LmdbStore) -> str:
+    with store.snapshot() as snapshot:
+        raw = snapshot.get(b"ginstance")
+    return str(unpack_json(raw)["id"]) if raw is not None else "unnamed"
+
+
+def _put_format(store: LmdbStore, version: int) -> None:
+    with store.transact() as tx:
+        tx.put(b"Cformat", pack_u64(version))
+
+
+def _go_on(store: LmdbStore) -> int:
+    """Carry out what is left of the steps; the format at the end."""
+    while True:
+        version = _version(store) & ~UPGRADING
+        step = STEPS[version - 1]
+        while True:
+            with store.transact() as tx:
+                raw = tx.get(b"gupgrade")
+                cursor = bytes.fromhex(unpack_json(raw)["cursor"]) if raw is not None else b""
+                following = step(tx, cursor)
+                if following is not None:
+                    tx.put(b"gupgrade", pack_json({"cursor": following.hex()}))
+                    continue
+                tx.delete(b"gupgrade")
+                done = version == FORMAT_VERSION
+                tx.put(b"Cformat", pack_u64(version if done else UPGRADING | version + 1))
+            break
+        if done:
+            return version
