@@ -46,8 +46,8 @@ START = "0" * HASH_BYTES
 BATCH_MAX = 256
 ANCHOR_S = 30.0
 RETRY_S = 1.0
-TAIL_BYTES = 1 << 24
-"""A line is shorter: one DeleteObjects names 1,000 keys of 1,024 bytes, each byte escaped to six characters at worst."""
+TAIL_BYTES = 1 << 16
+"""Read at first of a file that is opened; more if the last line is longer, as of a DeleteObjects with 1,000 keys."""
 WAITING_MAX = 10_000
 DAY_S = 86400.0
 
@@ -230,41 +230,63 @@ class AuditLog:
             os.close(lock)
 
     def _catch_up(self) -> None:
-        """See what other processes appended since."""
-        if self._fd >= 0 and os.fstat(self._fd).st_nlink:
-            if os.fstat(self._fd).st_size == self._size and not self._path(self._head.file + 1).exists():
+        """See what other processes appended since. What is known already is not read again."""
+        known = 0
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink and not self._path(self._head.file + 1).exists():
+            if os.fstat(self._fd).st_size == self._size:
                 return
-            os.close(self._fd)
-            self._fd = -1
-        found = files(self._folder)
-        if not found:
-            self._begin(Head())
-            return
-        number, path = found[-1]
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        size = os.fstat(self._fd).st_size
-        tail = os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
-        whole = tail.rfind(b"\n") + 1
-        if whole < len(tail):
-            log.warning("torn_record_removed", file=path.name, bytes=len(tail) - whole)
-            size -= len(tail) - whole
-            os.ftruncate(self._fd, size)
-        self._size = size
-        if size == 0:  # a file that was begun and got no line
-            os.close(self._fd)
-            self._fd = -1
-            path.unlink()
-            self._catch_up()
-            return
-        line = tail[:whole].splitlines()[-1].decode("utf-8", "replace")
+            known = self._size
+        else:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            found = files(self._folder)
+            if not found:
+                self._begin(Head())
+                return
+            number, path = found[-1]
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._head = Head(number)
         try:
-            self._head = Head(number, int(json.loads(line[HASH_BYTES + 1 :])["n"]), line[:HASH_BYTES])
-        except (ValueError, KeyError, TypeError) as error:
+            self._read_end(known)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             os.close(self._fd)
             self._fd = -1
             raise OSError(
-                f"the last record in {path.name} is none; `stratum audit verify`, then move the file away"
+                f"the last record in {file_name(self._head.file)} is none; `stratum audit verify`, then move the file away"
             ) from error
+
+    def _read_end(self, known: int) -> None:
+        """Take the last record for the head, and cut a torn one off. Nothing before `known` has to be read."""
+        size = os.fstat(self._fd).st_size
+        if size < known:
+            known = 0  # somebody cut it; the chain will tell
+        piece = max(size - known, 0) if known else TAIL_BYTES
+        while True:
+            start = max(0, size - piece)
+            tail = os.pread(self._fd, size - start, start)
+            whole = tail.rfind(b"\n") + 1
+            lines = tail[:whole].splitlines()
+            # The first line of a tail that begins in the middle of the file may lack its beginning.
+            if start in {0, known} or len(lines) > 1:
+                break
+            piece *= 8
+        if whole < len(tail):
+            log.warning("torn_record_removed", file=file_name(self._head.file), bytes=len(tail) - whole)
+            size -= len(tail) - whole
+            os.ftruncate(self._fd, size)
+        if not lines and known:
+            self._size = size
+            return
+        if not lines:  # a file that was begun and got no line
+            os.close(self._fd)
+            self._fd = -1
+            self._path(self._head.file).unlink()
+            self._catch_up()
+            return
+        line = lines[-1].decode("utf-8", "replace")
+        self._head = Head(self._head.file, int(json.loads(line[HASH_BYTES + 1 :])["n"]), line[:HASH_BYTES])
+        self._size = size
 
     def _path(self, number: int) -> Path:
         return self._folder / file_name(number)

@@ -117,6 +117,36 @@ def test_a_torn_record_was_never_acknowledged_and_is_cut_off(tmp_path: Path) -> 
     assert (done.problems, done.records) == ([], 11)
 
 
+def test_what_is_known_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writers take turns; each reads what the other added, also when a line is longer than what is read at first."""
+    long = "x" * 3 * audit.TAIL_BYTES
+    first, second = opened(tmp_path, rotate_bytes=1 << 26), opened(tmp_path, rotate_bytes=1 << 26)
+    for log in (first, second, first):
+        log.record({"what": long}).result(10)
+    read = []
+    real = os.pread
+
+    def counted(fd: int, size: int, at: int) -> bytes:
+        read.append(size)
+        return real(fd, size, at)
+
+    monkeypatch.setattr("stratum.audit.os.pread", counted)
+    second.record({"what": "short"}).result(10)
+    del read[:]
+    for number in range(20):
+        (first, second)[number % 2].record({"what": number}).result(10)
+    assert len(read) == 20
+    assert max(read) < 1000
+    third = opened(tmp_path, rotate_bytes=1 << 26)
+    third.record({"what": long}).result(10)
+    fourth = opened(tmp_path, rotate_bytes=1 << 26)
+    fourth.record({"what": "after the long one"}).result(10)
+    for log in (first, second, third, fourth):
+        log.close()
+    done = audit.verify(tmp_path)
+    assert (done.problems, done.records) == ([], 27)
+
+
 def test_old_files_go_and_the_rest_still_verifies(tmp_path: Path) -> None:
     write(tmp_path, 200, rotate_bytes=4096)
     before = audit.files(tmp_path)
