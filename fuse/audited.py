@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 CHANGES = frozenset(
     ("create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "setattr", "setxattr", "removexattr")
 )
-NAMING = {
-    "lookup": "parent_inode",
-    "create": "parent_inode",
-    "mknod": "parent_inode",
-    "mkdir": "parent_inode",
-    "symlink": "parent_inode",
-}
+NAMING = frozenset(("lookup", "create", "mknod", "mkdir", "symlink"))
+"""Requests that teach the name of a number."""
 DEPTH_MAX = 4096
 
 
@@ -99,11 +94,12 @@ class Auditor:
         """Raises `AuditUnavailable`."""
         self._log.check()
 
-    def event(self, operation: str, told: dict[str, Any], result: str) -> dict[str, Any]:
+    def event(self, operation: str, told: dict[str, Any]) -> dict[str, Any]:
+        """As it is if it goes well."""
         ctx = told.get("ctx")
         found: dict[str, Any] = {
             "face": "mount", "who": f"uid {ctx.uid}" if ctx is not None else "-", "from": f"pid {ctx.pid}" if ctx is not None else "-",
-            "operation": operation, "status": result,
+            "operation": operation, "status": "ok",
         }  # fmt: skip
         names = self.names
         if operation == "rename":

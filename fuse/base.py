@@ -100,7 +100,7 @@ async def _audited(auditor: Auditor, operation: str, told: dict[str, Any], work:
     try:
         if wanted:
             auditor.check()
-            event = auditor.event(operation, told, "ok")
+            event = auditor.event(operation, told)
     except BaseException:
         work.close()
         raise

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from stratum.config import Config
+
 log = get_logger("audit")
 HASH_BYTES = 64
 START = "0" * HASH_BYTES
@@ -324,6 +326,16 @@ class AuditLog:
             self._anchored_s = time.monotonic()
             self._anchored = self._head
             self._anchor(self._head)
+
+
+def open_log(root: Path, config: Config, anchor: Callable[[Head], None] | None = None) -> AuditLog | None:
+    """The log of the volume at `root`; None if it keeps none."""
+    if not config.audit_enabled:
+        return None
+    return AuditLog(
+        root / config.audit_folder, block=config.audit_full == "block", synced=config.audit_synced,
+        rotate_bytes=config.audit_rotate_bytes, keep_days=config.audit_keep_days, anchor=anchor,
+    )  # fmt: skip
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------

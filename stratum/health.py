@@ -302,7 +302,7 @@ def _warm(volume: Volume, disks: dict[int, Any], waiting: list[dict[str, Any]]) 
     missing = []
     for number, row in disks.items():
         try:
-            present = probe(lambda number=number, row=row: volume.warm.is_present(number, row))  # type: ignore[misc]
+            present = probe(lambda number=number, row=row: volume.warm.is_present(number, row))  # type: ignore[misc]  # bound now
         except TimeoutError:
             present = False
         if not present:

@@ -15,9 +15,9 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from stratum import audit
 from stratum import config as configuration
 from stratum.acknowledge import Acknowledger
-from stratum.audit import AuditLog
 from stratum.cold import ColdStore
 from stratum.committer import Committer, Mutation
 from stratum.copies import Noted
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from stratum.audit import Head
     from stratum.config import Config
     from stratum.kv.contract import Snapshot as KvSnapshot
     from stratum.kv.contract import Store
@@ -217,30 +216,25 @@ class Volume:
         self._damaged: set[int] = set()
         self.remembered: tuple[int, dict[bytes, bytes | None]] = (-1, {})
         self._lock = threading.Lock()
-        self.audit = self._open_audit() if self.config.audit_enabled else None
+        self.audit = audit.open_log(self.root, self.config, self._anchor_audit)
         """Who did what; None unless it is switched on."""
         self.committer = Committer(
             self.store, self.session.id, self.new_id,
             acknowledge=self._acknowledger.submit, may_grow=self._may_grow, release_reserve=self._release_reserve,
         )  # fmt: skip
 
-    def _open_audit(self) -> AuditLog:
-        def anchor(head: Head) -> None:
-            def put(tx: MetadataTransaction) -> None:
-                raw = tx.get(b"gaudit")
-                if raw is None or unpack_json(raw)["records"] < head.records:
-                    tx.put(b"gaudit", pack_json({"records": head.records, "hash": head.hash}))
+    def _anchor_audit(self, head: audit.Head) -> None:
+        """Remember what the log has come to, unless another process has brought it further."""
 
-            try:
-                self.mutate(put, frees=True)
-            except StratumError as error:
-                log.warning("audit_not_anchored", error=error.message)
+        def put(tx: MetadataTransaction) -> None:
+            raw = tx.get(b"gaudit")
+            if raw is None or unpack_json(raw)["records"] < head.records:
+                tx.put(b"gaudit", pack_json({"records": head.records, "hash": head.hash}))
 
-        config = self.config
-        return AuditLog(
-            self.root / config.audit_folder, block=config.audit_full == "block", synced=config.audit_synced,
-            rotate_bytes=config.audit_rotate_bytes, keep_days=config.audit_keep_days, anchor=anchor,
-        )  # fmt: skip
+        try:
+            self.mutate(put, frees=True)
+        except StratumError as error:
+            log.warning("audit_not_anchored", error=error.message)
 
     def _check_format(self) -> None:
         """Raises `VolumeInvalid`; the store is closed then."""

@@ -256,6 +256,22 @@ def stop_forgotten() -> None:
                 subprocess.run(["umount", "--lazy", str(server.mount)], capture_output=True)
 
 
+@contextlib.contextmanager
+def disk_of(root: Path, size: int) -> Iterator[Path]:
+    """An ext4 of so many bytes, in a file of `root`, mounted at `root/disk`."""
+    need_fuse()
+    image, folder = root / "image", root / "disk"
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    folder.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def need_fuse() -> None:
     """A mount needs /dev/fuse and root; on CI their absence is a failure, never a skip."""
     import pytest

@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stratum import audit
-from stratum.audit import AuditLog
 from stratum.cli.commands import show
 from stratum.config import CONFIG_NAME, load
 from stratum.errors import InvalidArgument
@@ -45,13 +44,9 @@ def record(options: Namespace, words: list[str], who: str, code: int) -> None:
     root: Path | None = getattr(options, "volume", None)
     if root is None or options.run.__name__ in READING or not (root / CONFIG_NAME).exists():
         return
-    config = load(root)
-    if not config.audit_enabled:
+    log = audit.open_log(root, load(root))
+    if log is None:
         return
-    log = AuditLog(
-        root / config.audit_folder, block=config.audit_full == "block", synced=config.audit_synced,
-        rotate_bytes=config.audit_rotate_bytes, keep_days=config.audit_keep_days,
-    )  # fmt: skip
     try:
         log.record({"face": "command", "who": who, "from": "-", "operation": " ".join(words), "status": code}).result()
     finally:

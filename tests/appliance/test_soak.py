@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.support import Server, need_fuse, stratum
+from tests.support import Server, disk_of, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,17 +64,8 @@ class Faults:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own for the hot tier: it is filled to the brim."""
-    need_fuse()
-    image, folder = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    folder.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
-    try:
+    with disk_of(tmp_path, DISK_BYTES) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 class Client(threading.Thread):

@@ -79,7 +79,7 @@ def test_sums_never_fall_and_gauges_are_those_of_the_living(tmp_path: Path) -> N
     assert found["requests"] == [4.0, 1.0, 1.0], "each counted one before it was attached"
     assert found["running"] == [2.0]
     assert found["seconds"] == {"_bucket0.1": 1, "_bucket1": 2, "_bucket+Inf": 3, "_sum": 8.05, "_count": 3}
-    assert sorted(found["living"]) == sorted([first.process.pid, second.process.pid])  # type: ignore[call-overload]
+    assert sorted(found["living"]) == sorted([first.process.pid, second.process.pid])  # type: ignore[call-overload]  # values of JSON
 
     first.end(hard=True)
     found = second.read()

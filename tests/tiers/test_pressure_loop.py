@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stratum.tiering.pressure import measure
-from tests.support import Server, need_fuse, stratum
+from tests.support import Server, disk_of, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,17 +27,8 @@ BUCKET = "filling"
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of DISK_BYTES in a file."""
-    need_fuse()
-    image, folder = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    folder.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
-    try:
+    with disk_of(tmp_path, DISK_BYTES) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 class Writer(threading.Thread):
