@@ -60,6 +60,13 @@ def may_use_object(bucket: BucketRow, metadata: ObjectMetadata, identity: Identi
     return _granted(metadata.acl, identity, what)
 
 
+def may_use_tags(bucket: BucketRow, metadata: ObjectMetadata, identity: Identity) -> bool:
+    """Canned ACLs and switches grant nothing here, as on S3."""
+    if identity.admin:
+        return True
+    return identity.user is not None and identity.user_id in {bucket.owner, metadata.owner or bucket.owner}
+
+
 def check_bucket(bucket: BucketRow, identity: Identity, what: str) -> None:
     if not may_use_bucket(bucket, identity, what):
         raise S3Error("AccessDenied", "access denied")

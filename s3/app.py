@@ -27,6 +27,7 @@ from stratum.s3 import (
     multipart_handlers,
     object_read,
     object_write,
+    tag_handlers,
     tier_handlers,
 )
 from stratum.s3.answer import Answer, Stream, empty
@@ -55,7 +56,7 @@ log = get_logger("s3")
 _UNBUILT = frozenset((
     "accelerate", "analytics", "cors", "encryption", "intelligent-tiering", "inventory", "legal-hold", "logging", "metadataTable",
     "metadataConfiguration", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus", "publicAccessBlock",
-    "renameObject", "replication", "requestPayment", "retention", "select", "session", "tagging", "torrent", "website", "append",
+    "renameObject", "replication", "requestPayment", "retention", "select", "session", "torrent", "website", "append",
 ))  # fmt: skip
 _BUCKET: dict[tuple[str, str], Handler] = {
     ("GET", ""): list_handlers.list_objects,
@@ -70,6 +71,9 @@ _BUCKET: dict[tuple[str, str], Handler] = {
     ("GET", "lifecycle"): tier_handlers.get_lifecycle,
     ("PUT", "lifecycle"): tier_handlers.put_lifecycle,
     ("DELETE", "lifecycle"): tier_handlers.delete_lifecycle,
+    ("GET", "tagging"): tag_handlers.get_bucket_tagging,
+    ("PUT", "tagging"): tag_handlers.put_bucket_tagging,
+    ("DELETE", "tagging"): tag_handlers.delete_bucket_tagging,
     ("HEAD", ""): bucket_handlers.head_bucket,
     ("DELETE", ""): bucket_handlers.delete_bucket,
     ("POST", "delete"): object_write.delete_objects,
@@ -78,15 +82,18 @@ _OBJECT: dict[tuple[str, str], Handler] = {
     ("GET", ""): object_read.get_object,
     ("GET", "acl"): bucket_handlers.get_object_acl,
     ("GET", "attributes"): object_read.get_object_attributes,
+    ("GET", "tagging"): tag_handlers.get_object_tagging,
     ("GET", "uploadId"): multipart_handlers.list_parts,
     ("HEAD", ""): object_read.head_object,
     ("PUT", ""): object_write.put_object,
     ("PUT", "acl"): bucket_handlers.put_object_acl,
+    ("PUT", "tagging"): tag_handlers.put_object_tagging,
     ("PUT", "uploadId"): multipart_handlers.upload_part,
     ("POST", "restore"): tier_handlers.restore_object,
     ("POST", "uploads"): multipart_handlers.create_upload,
     ("POST", "uploadId"): multipart_handlers.complete_upload,
     ("DELETE", ""): object_write.delete_object,
+    ("DELETE", "tagging"): tag_handlers.delete_object_tagging,
     ("DELETE", "uploadId"): multipart_handlers.abort_upload,
 }
 _SUBRESOURCES = frozenset(name for table in (_BUCKET, _OBJECT) for _, name in table if name) | _UNBUILT

@@ -9,7 +9,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
-from stratum import buckets, hints, storage_classes, tree
+from stratum import buckets, hints, storage_classes, tags, tree
 from stratum.object_attributes import STORED_HEADERS, USER_METADATA_BYTES_MAX
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
@@ -33,7 +33,7 @@ _REFUSED_HEADERS = frozenset((
     "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-server-side-encryption-customer-key", "x-amz-server-side-encryption-context", "x-amz-server-side-encryption-bucket-key-enabled",
     "x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date",
-    "x-amz-object-lock-legal-hold", "x-amz-bucket-object-lock-enabled", "x-amz-tagging", "x-amz-website-redirect-location",
+    "x-amz-object-lock-legal-hold", "x-amz-bucket-object-lock-enabled", "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes", "x-amz-grant-read", "x-amz-grant-write", "x-amz-grant-read-acp", "x-amz-grant-write-acp",
     "x-amz-grant-full-control", "x-amz-object-ownership", "x-amz-mfa", "x-amz-rename-source", "x-amz-security-token",
 ))  # fmt: skip
@@ -189,8 +189,14 @@ def storage_class(context: Context) -> str:
     return wanted
 
 
+def tagging(context: Context) -> dict[str, str]:
+    """The tags of x-amz-tagging. Raises `InvalidTag`."""
+    sent = context.header("x-amz-tagging")
+    return tags.parse_header(sent) if sent else {}
+
+
 def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
-    """Content-Type, storage class, the headers S3 stores, and user metadata of a request."""
+    """Content-Type, storage class, tags, the headers S3 stores, and user metadata of a request."""
     request = context.request
     user: dict[str, str] = {}
     size = 0
@@ -225,6 +231,7 @@ def object_metadata(context: Context, owner: str, acl: str) -> ObjectMetadata:
         owner=owner,
         acl="" if acl == "private" else acl,
         storage_class=storage_class(context),
+        tags=tagging(context),
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from stratum import checksums, content, multipart
+from stratum import checksums, content, lifecycle, multipart
 from stratum.content import NewContent
 from stratum.errors import TryAgain
 from stratum.multipart import PART_NUMBER_MAX, CompletePart, CompleteRequest
 from stratum.preconditions import check_copy_source
-from stratum.s3 import access, ranges
+from stratum.s3 import access, ranges, tier_handlers
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
@@ -269,6 +269,9 @@ def complete_upload(context: Context) -> Answer:
         checksum_type=(context.header("x-amz-checksum-type") or "").upper(), size=int(size) if size is not None else None,
     )  # fmt: skip
     inode, metadata = context.volume.mutate(lambda tx: multipart.complete(tx, request))
+    with context.volume.snapshot() as reader:
+        rules = lifecycle.get(reader, inode.bucket)
+    expiration = tier_handlers.expiration(rules, context.key, inode.mtime_ns, inode.size, metadata.tags)
     sums = [element(f"Checksum{name}", value) for name, value in metadata.checksums.items()]
     if sums:
         sums.append(element("ChecksumType", metadata.checksum_type))
@@ -279,7 +282,10 @@ def complete_upload(context: Context) -> Answer:
         element("Key", context.key.decode()),
         element("ETag", f'"{inode.etag_text}"'),
     ]
-    return xml(document("CompleteMultipartUploadResult", *fields, *sums), headers=checksum_headers(metadata))
+    return xml(
+        document("CompleteMultipartUploadResult", *fields, *sums),
+        headers={**checksum_headers(metadata), **dict(expiration)},
+    )
 
 
 def list_parts(context: Context) -> Answer:

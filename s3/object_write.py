@@ -7,11 +7,11 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from stratum import buckets, checksums, content, objects, tree
+from stratum import buckets, checksums, content, lifecycle, objects, tree
 from stratum.content import INLINE_BYTES_MAX, NewContent
 from stratum.errors import NoSuchKey, StratumError, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions
-from stratum.s3 import access
+from stratum.s3 import access, tier_handlers
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
@@ -26,6 +26,7 @@ from stratum.s3.context import (
     object_metadata,
     refuse_unbuilt,
     storage_class,
+    tagging,
     version_id,
     )  # fmt: skip
 from stratum.s3.errors import S3Error, code_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from xml.etree.ElementTree import Element
 
+    from stratum.lifecycle import Rule
     from stratum.schema import BucketRow, Inode, ObjectMetadata
     from stratum.transaction import InodeReader, MetadataTransaction
 
@@ -139,6 +141,8 @@ def put_object(context: Context) -> Awaitable[Answer]:
     refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
+    with context.snapshot() as reader:
+        rules = lifecycle.get(reader, bucket.inode)
     acl = canned_acl(context, for_object=True)
     owner = context.identity.user_id or bucket.owner
     metadata = object_metadata(context, owner, acl)
@@ -149,7 +153,9 @@ def put_object(context: Context) -> Awaitable[Answer]:
         full = replace(metadata, checksums=sums, checksum_type="FULL_OBJECT") if sums else metadata
         request = objects.PutRequest(context.request.bucket, context.key, md5, full, conditions=wanted)
         inode = await context.waits.mutate(lambda tx: objects.put(tx, request, new))
-        return empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(full)})
+        answer = empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(full)})
+        answer.headers += tier_handlers.expiration(rules, context.key, inode.mtime_ns, new.size, full.tags)
+        return answer
 
     return receive(context, body, commit)
 
@@ -189,21 +195,20 @@ def hash_source(context: Context, state: objects.ObjectState, algorithm: str, st
     return checksums.encode(hasher.digest())
 
 
+def _directive(context: Context, header: str) -> str:
+    found = (context.header(header) or "COPY").upper()
+    if found not in {"COPY", "REPLACE"}:
+        raise S3Error("InvalidArgument", f"{header} is COPY or REPLACE, not {found!r}", ArgumentName=header)
+    return found
+
+
 def copy_object(context: Context) -> Answer:
     refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
     source_bucket, source_key = copy_source(context)
-    directive = (context.header("x-amz-metadata-directive") or "COPY").upper()
-    if directive not in {"COPY", "REPLACE"} or (context.header("x-amz-tagging-directive") or "COPY").upper() not in {
-        "COPY",
-        "REPLACE",
-    }:
-        raise S3Error(
-            "InvalidArgument",
-            f"the directive {directive!r} is neither COPY nor REPLACE",
-            ArgumentName="x-amz-metadata-directive",
-        )
+    directive = _directive(context, "x-amz-metadata-directive")
+    tags = tagging(context) if _directive(context, "x-amz-tagging-directive") == "REPLACE" else None
     itself = (source_bucket, source_key) == (context.request.bucket, context.key)
     if itself and directive == "COPY" and context.header("x-amz-storage-class") is None:
         raise S3Error(
@@ -219,23 +224,32 @@ def copy_object(context: Context) -> Answer:
         with context.volume.reading():
             with context.volume.snapshot() as reader:
                 state = find_source(context, source_bucket, source_key, reader)
+                if tags is None and state.metadata.tags:
+                    source = buckets.get(reader, source_bucket)
+                    if not access.may_use_tags(source, state.metadata, context.identity):
+                        raise S3Error(
+                            "AccessDenied",
+                            "the source has tags that are not yours to read: x-amz-tagging-directive: REPLACE leaves them",
+                        )
             sums = None
             if algorithm and (algorithm not in state.metadata.checksums or state.metadata.checksum_type == "COMPOSITE"):
                 sums = {algorithm: hash_source(context, state, algorithm, 0, state.size)}
         request = objects.CopyRequest(
             source_bucket, source_key, context.request.bucket, context.key,
             metadata=object_metadata(context, owner, acl) if directive == "REPLACE" else None, owner=owner, acl=stored_acl,
-            storage_class=wanted_class,
+            storage_class=wanted_class, tags=tags,
             source_conditions=conditions(context, "x-amz-copy-source-"), conditions=conditions(context), checksums=sums,
             expected_source=(state.inode.number, state.inode.version),
         )  # fmt: skip
 
-        def commit(tx: MetadataTransaction, request: objects.CopyRequest = request) -> tuple[Inode, ObjectMetadata]:
+        def commit(
+            tx: MetadataTransaction, request: objects.CopyRequest = request
+        ) -> tuple[Inode, ObjectMetadata, list[Rule]]:
             inode = objects.copy(tx, request)
-            return inode, objects.metadata_of(tx, inode)
+            return inode, objects.metadata_of(tx, inode), lifecycle.get(tx, bucket.inode)
 
         try:
-            inode, metadata = context.volume.mutate(commit)
+            inode, metadata, rules = context.volume.mutate(commit)
             break
         except TryAgain:
             continue
@@ -248,7 +262,8 @@ def copy_object(context: Context) -> Answer:
             element("LastModified", iso_date(inode.mtime_ns)),
             element("ETag", f'"{inode.etag_text}"'),
             *parts,
-        )
+        ),
+        headers=dict(tier_handlers.expiration(rules, context.key, inode.mtime_ns, inode.size, metadata.tags)),
     )
 
 

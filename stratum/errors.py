@@ -112,6 +112,10 @@ class InvalidArgument(StratumError):
     """A value outside what the operation takes."""
 
 
+class InvalidTag(InvalidArgument):
+    """A tag that S3 does not allow, one too many, or one key twice."""
+
+
 class InvalidPart(InvalidArgument):
     """CompleteMultipartUpload names a part that was not uploaded, or with another ETag."""
 

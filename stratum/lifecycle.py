@@ -16,6 +16,8 @@ from stratum.schema import key_u64, pack_json, unpack_json
 from stratum.tier_rows import TIER_OF_CLASS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stratum.transaction import InodeReader, MetadataTransaction
 
 DAY_S = 86400.0
@@ -105,13 +107,13 @@ def remove(tx: MetadataTransaction, bucket: int) -> None:
     tx.delete(key_u64(b"s", bucket))
 
 
-def matches(rule: Rule, key: bytes, size: int) -> bool:
-    """Whether an enabled rule is about an object. Objects have no tags yet, so a rule that wants some is about none."""
+def matches(rule: Rule, key: bytes, size: int, tags: Mapping[str, str]) -> bool:
+    """Whether an enabled rule is about an object."""
     limits = rule.filter
     return (
         rule.enabled
         and key.startswith(limits.prefix.encode())
-        and not limits.tags
+        and all(tags.get(name) == value for name, value in limits.tags)
         and (limits.size_greater is None or size > limits.size_greater)
         and (limits.size_less is None or size < limits.size_less)
     )
@@ -126,24 +128,31 @@ def due_s(when: When, since_s: float, day_s: float) -> float:
     return moment_s if day_s else -(-moment_s // DAY_S) * DAY_S
 
 
-def expires(rules: list[Rule], key: bytes, size: int, mtime_s: float, day_s: float) -> tuple[float, str] | None:
+def wants_tags(rules: list[Rule]) -> bool:
+    """Whether an object's tags must be known to say what the rules want of it."""
+    return any(rule.filter.tags for rule in rules)
+
+
+def expires(
+    rules: list[Rule], key: bytes, size: int, tags: Mapping[str, str], mtime_s: float, day_s: float
+) -> tuple[float, str] | None:
     """(when the object expires, by which rule): the earliest."""
     found = [
         (due_s(rule.expiration, mtime_s, day_s), rule.identity)
         for rule in rules
-        if rule.expiration is not None and matches(rule, key, size)
+        if rule.expiration is not None and matches(rule, key, size, tags)
     ]
     return min(found) if found else None
 
 
 def transition(
-    rules: list[Rule], key: bytes, size: int, mtime_s: float, now_s: float, day_s: float
+    rules: list[Rule], key: bytes, size: int, tags: Mapping[str, str], mtime_s: float, now_s: float, day_s: float
 ) -> tuple[str, str] | None:
     """(storage class that the object should have by now, by which rule): the coldest, then the latest."""
     found = [
         (TIER_OF_CLASS[move.storage_class], due_s(move.when, mtime_s, day_s), move.storage_class, rule.identity)
         for rule in rules
-        if matches(rule, key, size)
+        if matches(rule, key, size, tags)
         for move in rule.transitions
         if due_s(move.when, mtime_s, day_s) <= now_s
     ]

@@ -18,6 +18,8 @@ S3_OPERATIONS = {
     "get_object_acl": "GetObjectAcl", "put_object_acl": "PutObjectAcl", "get_object_attributes": "GetObjectAttributes",
     "restore_object": "RestoreObject", "create_upload": "CreateMultipartUpload", "upload_part": "UploadPart",
     "upload_part_copy": "UploadPartCopy", "complete_upload": "CompleteMultipartUpload", "abort_upload": "AbortMultipartUpload",
+    "get_object_tagging": "GetObjectTagging", "put_object_tagging": "PutObjectTagging", "delete_object_tagging": "DeleteObjectTagging",
+    "get_bucket_tagging": "GetBucketTagging", "put_bucket_tagging": "PutBucketTagging", "delete_bucket_tagging": "DeleteBucketTagging",
     "list_parts": "ListParts", "internal": "Explain", "": "Refused",
 }  # fmt: skip
 """By the name of the handler; "Refused" is what ended before it had one."""

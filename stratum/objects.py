@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stratum import access_lists, buckets, content, hints, tree
-from stratum.errors import NoSuchKey, TryAgain
+from stratum.errors import InvalidArgument, NoSuchKey, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions, check_copy_source, check_read, check_write
 from stratum.schema import ETAG_PARTS_VERSIONED, Dentry, Inode, Kind, ObjectMetadata, key_u64
 
@@ -177,7 +177,7 @@ def copy_etag(source: Inode, target: Inode) -> None:
 
 @dataclass(slots=True)
 class CopyRequest:
-    """`metadata` None keeps the source's. `owner` and `acl` are always the copier's."""
+    """`metadata` and `tags` None keep the source's. `owner` and `acl` are always the copier's."""
 
     source_bucket: str
     source_key: bytes
@@ -190,6 +190,7 @@ class CopyRequest:
     source_conditions: Conditions = NO_CONDITIONS
     conditions: Conditions = NO_CONDITIONS
     checksums: dict[str, str] | None = None
+    tags: dict[str, str] | None = None
     expected_source: tuple[int, int] | None = None
 
 
@@ -209,6 +210,7 @@ def copy(tx: MetadataTransaction, request: CopyRequest) -> Inode:
     metadata = before if request.metadata is None else request.metadata
     metadata = replace(
         metadata, owner=request.owner, acl=request.acl, storage_class=request.storage_class,
+        tags=before.tags if request.tags is None else request.tags,
         checksums=before.checksums if request.checksums is None else request.checksums,
         checksum_type=before.checksum_type if request.checksums is None else "FULL_OBJECT",
         part_sizes=before.part_sizes, part_checksums=before.part_checksums if request.checksums is None else [],
@@ -266,6 +268,23 @@ def set_acl(tx: MetadataTransaction, bucket: BucketRow, key: bytes, acl: str) ->
     if inode.kind == Kind.FILE:
         inode = tx.inode(inode.number)
         set_metadata(tx, inode, replace(metadata_of(tx, inode), acl=acl))
+
+
+def set_tags(tx: MetadataTransaction, bucket: BucketRow, key: bytes, tags: dict[str, str]) -> None:
+    """Neither ETag nor time of change tell of it. Raises `NoSuchKey`, or `InvalidArgument` for a key that is a directory only."""
+    buckets.check_writable(bucket)
+    inode = tree.find_object(tx, bucket, key)
+    if inode is None:
+        raise NoSuchKey(key)
+    if inode.kind != Kind.FILE:
+        if tags:
+            raise InvalidArgument(
+                "a directory that nobody put as an object keeps no tags; put an object under its key first"
+            )
+        return
+    inode = tx.inode(inode.number)
+    set_metadata(tx, inode, replace(metadata_of(tx, inode), tags=tags))
+    tx.changed(0, b"", inode.number)
 
 
 def read_all(volume: Volume, bucket: str, key: bytes) -> bytes:

@@ -332,6 +332,7 @@ class BucketRow:
     region: str = ""
     audit_reads: bool = False
     snapshot_of: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         return pack_json(asdict(self))
@@ -368,6 +369,7 @@ class ObjectMetadata:
     acl: str = ""
     upload_id: str = ""
     storage_class: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         names = {
@@ -382,6 +384,7 @@ class ObjectMetadata:
             "acl": "a",
             "upload_id": "i",
             "storage_class": "k",
+            "tags": "g",
         }
         return pack_json({short: value for name, short in names.items() if (value := getattr(self, name))})
 
@@ -389,7 +392,7 @@ class ObjectMetadata:
     def unpack(cls, raw: bytes) -> ObjectMetadata:
         row = unpack_json(raw)
         return cls(
-            row.get("t", ""), row.get("h", {}), row.get("u", {}), row.get("c", {}), row.get("y", ""), row.get("p", []), row.get("q", []), row.get("o", ""), row.get("a", ""), row.get("i", ""), row.get("k", "")
+            row.get("t", ""), row.get("h", {}), row.get("u", {}), row.get("c", {}), row.get("y", ""), row.get("p", []), row.get("q", []), row.get("o", ""), row.get("a", ""), row.get("i", ""), row.get("k", ""), row.get("g", {}),
         )  # fmt: skip
 
 

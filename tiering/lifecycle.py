@@ -24,14 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stratum.lifecycle import Rule
-    from stratum.schema import BucketRow
+    from stratum.schema import BucketRow, Inode
     from stratum.tiering.mover import Mover
-    from stratum.transaction import MetadataTransaction
+    from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
 log = get_logger("lifecycle")
 PAGE = 500
 LOOK_S_MAX = 3600.0
+
+
+Tags = dict[bytes, dict[str, str]]
+"""By key, what the rules were asked about; empty if no rule wants tags."""
+
+
+def _tags(reader: InodeReader, inode: Inode | None) -> dict[str, str]:
+    return {} if inode is None else objects.metadata_of(reader, inode).tags
 
 
 class LifecycleRunner:
@@ -67,34 +75,42 @@ class LifecycleRunner:
         while True:
             with self._volume.snapshot() as reader:
                 page = listing.list_page(reader, row, after=after, limit=PAGE)
+                tags = (
+                    {key: _tags(reader, tree.find_object(reader, row, key)) for key, _, _, _ in page.objects}
+                    if lifecycle.wants_tags(rules)
+                    else {}
+                )
             expired, moved = [], []
             for key, size, mtime_ns, etag in page.objects:
-                when = lifecycle.expires(rules, key, size, mtime_ns / 1e9, self._day_s)
+                found = tags.get(key, {})
+                when = lifecycle.expires(rules, key, size, found, mtime_ns / 1e9, self._day_s)
                 if when is not None and when[0] <= now_s:
                     expired.append((key, etag, when[1]))
                     continue
-                wanted = lifecycle.transition(rules, key, size, mtime_ns / 1e9, now_s, self._day_s)
+                wanted = lifecycle.transition(rules, key, size, found, mtime_ns / 1e9, now_s, self._day_s)
                 if wanted is not None:
                     moved.append((key, etag, *wanted))
             if expired:
-                self._volume.mutate(partial(self._expire, name=name, batch=expired), frees=True)
+                self._volume.mutate(partial(self._expire, name=name, batch=expired, tags=tags), frees=True)
             if moved:
-                self._volume.mutate(partial(self._transition, name=name, batch=moved), frees=True)
+                self._volume.mutate(partial(self._transition, name=name, batch=moved, tags=tags), frees=True)
             if not page.truncated:
                 return
             after = page.last
 
     @staticmethod
-    def _expire(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str]]) -> None:
+    def _expire(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str]], tags: Tags) -> None:
         bucket = buckets.get(tx, name)
         for key, etag, rule in batch:
             inode = tree.find_object(tx, bucket, key)
-            if inode is not None and objects.ObjectState(inode, objects.NO_METADATA).etag == etag:
+            if inode is None or (key in tags and _tags(tx, inode) != tags[key]):
+                continue
+            if objects.ObjectState(inode, objects.NO_METADATA).etag == etag:
                 objects.delete(tx, bucket, key)
                 log.info("expired", bucket=name, key=key.decode("utf-8", "replace"), rule=rule)
 
     @staticmethod
-    def _transition(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str, str]]) -> None:
+    def _transition(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str, str]], tags: Tags) -> None:
         bucket = buckets.get(tx, name)
         for key, etag, storage_class, rule in batch:
             inode = tree.find_object(tx, bucket, key)
@@ -102,6 +118,8 @@ class LifecycleRunner:
                 continue
             inode = tx.inode(inode.number)
             metadata = objects.metadata_of(tx, inode)
+            if key in tags and metadata.tags != tags[key]:
+                continue
             if TIER_OF_CLASS[storage_class] <= TIER_OF_CLASS.get(metadata.storage_class or STANDARD, Tier.HOT):
                 continue  # it is there, or colder, already
             objects.set_metadata(tx, inode, replace(metadata, storage_class=storage_class))

@@ -249,6 +249,21 @@ def test_the_s3_side_of_a_file_as_attributes(s3: Any, home: Path) -> None:
         with pytest.raises(OSError) as caught:
             os.setxattr(path, name, value)
         assert caught.value.errno == code, name
+    s3.put_object_tagging(Bucket=home.name, Key="f", Tagging={"TagSet": [{"Key": "größe", "Value": "groß"}]})
+    assert os.getxattr(path, "user.s3.tag.größe") == "groß".encode()
+    os.setxattr(path, "user.s3.tag.a b", b"c/d")
+    os.removexattr(path, "user.s3.tag.größe")
+    assert s3.get_object_tagging(Bucket=home.name, Key="f")["TagSet"] == [{"Key": "a b", "Value": "c/d"}]
+    assert "user.s3.tag.a b" in os.listxattr(path)
+    for tag, value in ((b"user.s3.tag.aws:x", b"1"), (b"user.s3.tag.x", b"\xff"), (b"user.s3.tag.\xff", b"")):
+        with pytest.raises(OSError) as caught:
+            os.setxattr(path, tag, value)
+        assert caught.value.errno == errno.EINVAL, tag
+    for number in range(9):
+        os.setxattr(path, f"user.s3.tag.{number}", b"")
+    with pytest.raises(OSError) as caught:
+        os.setxattr(path, "user.s3.tag.more", b"")
+    assert caught.value.errno == errno.ENOSPC
     (home / "plain").write_text("x")
     assert os.listxattr(home / "plain") == []
     with pytest.raises(OSError) as caught:
@@ -257,6 +272,7 @@ def test_the_s3_side_of_a_file_as_attributes(s3: Any, home: Path) -> None:
     with path.open("ab") as file:
         file.write(b"more")
     assert s3.head_object(Bucket=home.name, Key="f")["Metadata"] == {"b": "caf\xe9"}
+    assert len(s3.get_object_tagging(Bucket=home.name, Key="f")["TagSet"]) == 10
     assert os.getxattr(path, "user.s3.etag") == s3.head_object(Bucket=home.name, Key="f")["ETag"].strip('"').encode()
 
 

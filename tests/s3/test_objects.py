@@ -251,12 +251,10 @@ def test_what_is_not_built_says_so(s3: Any, bucket: str) -> None:
     refused(s3.get_bucket_policy, 501, "NotImplemented", Bucket=bucket)
     refused(s3.get_bucket_cors, 501, "NotImplemented", Bucket=bucket)
     refused(s3.put_object, 501, "NotImplemented", Bucket=bucket, Key="k", Body=b"", ServerSideEncryption="AES256")
-    refused(s3.put_object, 501, "NotImplemented", Bucket=bucket, Key="k", Body=b"", Tagging="a=b")
     refused(s3.put_object, 400, "InvalidStorageClass", Bucket=bucket, Key="k", Body=b"", StorageClass="GLACIER")
     refused(s3.put_object, 400, "InvalidStorageClass", Bucket=bucket, Key="k", Body=b"", StorageClass="NONSENSE")
     refused(s3.put_object, 501, "NotImplemented", Bucket=bucket, Key="k", Body=b"", GrantRead="id=1")
     refused(s3.create_multipart_upload, 501, "NotImplemented", Bucket=bucket, Key="k", ServerSideEncryption="aws:kms")
-    refused(s3.get_object_tagging, 501, "NotImplemented", Bucket=bucket, Key="k")
     refused(s3.restore_object, 404, "NoSuchKey", Bucket=bucket, Key="k")
     refused(s3.head_object, 404, "404", Bucket=bucket, Key="k")
 

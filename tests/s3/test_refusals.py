@@ -335,7 +335,6 @@ def test_query_parameters(signer: Signer) -> None:
     for name in (
         "policy",
         "website",
-        "tagging",
         "replication",
         "encryption",
         "object-lock",

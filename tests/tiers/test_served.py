@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -273,6 +274,8 @@ def test_lifecycle_moves_and_expires(served: Served) -> None:
     rules = [
         {"ID": "cool", "Status": "Enabled", "Filter": {"Prefix": "cool/"}, "Transitions": [{"Days": 1, "StorageClass": "STANDARD_IA"}]},
         {"ID": "gone", "Status": "Enabled", "Filter": {"And": {"Prefix": "gone/", "ObjectSizeGreaterThan": 10}}, "Expiration": {"Days": 1}},
+        {"ID": "tagged", "Status": "Enabled", "Filter": {"And": {"Prefix": "tag/", "Tags": [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": ""}]}}, "Expiration": {"Days": 1}},
+        {"ID": "one", "Status": "Enabled", "Filter": {"Tag": {"Key": "cool", "Value": "yes"}}, "Transitions": [{"Days": 1, "StorageClass": "STANDARD_IA"}]},
         {"ID": "off", "Status": "Disabled", "Filter": {"Prefix": "off/"}, "Expiration": {"Days": 1}},
         {"ID": "up", "Status": "Enabled", "Filter": {"Prefix": ""}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}},
     ]  # fmt: skip
@@ -283,14 +286,30 @@ def test_lifecycle_moves_and_expires(served: Served) -> None:
     assert served.s3.get_bucket_lifecycle_configuration(Bucket="rules")["Rules"] == rules
     for key in ("cool/a", "gone/a", "gone/small", "off/a", "other"):
         served.s3.put_object(Bucket="rules", Key=key, Body=DATA[:5] if key == "gone/small" else DATA)
+    served.s3.put_object(Bucket="rules", Key="tag/half", Body=DATA, Tagging="a=1")
+    answer = served.s3.put_object(Bucket="rules", Key="tag/both", Body=DATA, Tagging="a=1&b=&c=3")
+    assert 'rule-id="tagged"' in answer["Expiration"]
+    served.s3.put_object(Bucket="rules", Key="tag/cool", Body=DATA)
+    served.s3.put_object_tagging(Bucket="rules", Key="tag/cool", Tagging={"TagSet": [{"Key": "cool", "Value": "yes"}]})
     served.s3.create_multipart_upload(Bucket="rules", Key="open")
-    assert 'rule-id="gone"' in served.s3.head_object(Bucket="rules", Key="gone/a")["Expiration"]
+    told = served.s3.head_object(Bucket="rules", Key="gone/a")["Expiration"]
+    assert 'rule-id="gone"' in told
+    until = parsedate_to_datetime(told.partition('expiry-date="')[2].partition('"')[0]).timestamp()
+    assert 86400 <= until - time.time() <= 2 * 86400, "the header tells real days"
     deadline = time.monotonic() + 30
     while True:
         listed = {row["Key"]: row["StorageClass"] for row in served.s3.list_objects_v2(Bucket="rules")["Contents"]}
         uploads = served.s3.list_multipart_uploads(Bucket="rules").get("Uploads", [])
         if (
-            listed == {"cool/a": "STANDARD_IA", "gone/small": "STANDARD", "off/a": "STANDARD", "other": "STANDARD"}
+            listed
+            == {
+                "cool/a": "STANDARD_IA",
+                "gone/small": "STANDARD",
+                "off/a": "STANDARD",
+                "other": "STANDARD",
+                "tag/cool": "STANDARD_IA",
+                "tag/half": "STANDARD",
+            }
             and not uploads
         ):
             break
