@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stratum import __version__, config, content, fsck
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
-from stratum.kv.lmdb_store import LmdbStore
+from stratum.kv.lmdb_store import LmdbCopy, LmdbStore
 from stratum.log import get_logger
 from stratum.schema import FORMAT_VERSION, Inode, Kind, key_u64, pack_json, pack_u64, prefix_range, unpack_u64
 from stratum.segments import fsync_folder
@@ -83,7 +83,7 @@ class Source:
     """What a backup is made of: an open volume, or one of another format that only its store can be opened of."""
 
     root: Path
-    store: LmdbStore
+    store: LmdbStore | LmdbCopy
     settings: config.Config
     instance: str
 
@@ -139,7 +139,7 @@ def _write(source: Source, scratch: Path, partial: Path) -> Backup:
     (scratch / "stratum.toml").write_bytes((source.root / config.CONFIG_NAME).read_bytes())
     (scratch / "seal.key").write_bytes((source.root / "meta" / "seal.key").read_bytes())
     source.store.copy_to(str(scratch))
-    transaction, rows = _walk(scratch, source.settings)
+    transaction, rows = _walk(scratch)
     members = {name: _digest(scratch / name) for name in MEMBERS}
     made = Backup(partial, source.instance, made_s, rows, transaction, 0, members)
     manifest = json.dumps(
@@ -172,10 +172,10 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _walk(folder: Path, settings: config.Config) -> tuple[int, int]:
+def _walk(folder: Path) -> tuple[int, int]:
     """(transaction, rows) of a copied store, after every page of it was read. Raises `BackupDamaged`."""
     try:
-        with opened_store(folder, settings) as store, store.snapshot() as snapshot:
+        with closing(LmdbCopy(str(folder))) as store, store.snapshot() as snapshot:
             if not 1 <= (version := unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]) <= FORMAT_VERSION:
                 raise BackupDamaged(f"it has format {version}, and this program knows 1 to {FORMAT_VERSION}")
             return snapshot.id, sum(1 for _ in snapshot.scan(b"\0", b"\xff"))
@@ -365,7 +365,7 @@ def _prepare(meta: Path, settings: config.Config, newest: int) -> None:
     with (meta / "slots").open("wb") as slots:
         slots.write(bytes(SLOTS * 32))
         os.fsync(slots.fileno())
-    _walk(meta, settings)
+    _walk(meta)
     with opened_store(meta, settings) as store, store.transact() as tx:
         known = unpack_u64(tx.get(b"Csession") or bytes(8))[0]
         tx.put(b"Csession", pack_u64(max(known, newest) + SESSIONS_SKIPPED))

@@ -148,8 +148,11 @@ class Committer:
                 return
             batch.append(mutation)
 
-    def _commit(self, batch: list[Mutation[Any]], *, more: bool = False) -> None:
-        """`more`: the batch may grow by what is queued when the transaction begins."""
+    def _commit(self, batch: list[Mutation[Any]], *, more: bool = False, settled: bool = False) -> None:
+        """`more`: the batch may grow by what is queued when the transaction begins.
+
+        `settled`: a checkpoint has already given back the pages that commits before this one freed.
+        """
         may_grow = self._may_grow()
         if self.failed is not None:
             self._fail(batch, self.failed)
@@ -169,14 +172,16 @@ class Committer:
             self._fail(batch, error)
             return
         except NoSpace as error:
-            if all(mutation.frees for mutation in batch):
+            if not settled and self._settle():
+                self._commit(batch, settled=True)
+            elif all(mutation.frees for mutation in batch):
                 if self._release_reserve():
-                    self._commit(batch)
+                    self._commit(batch, settled=True)
                 else:
                     self._fail(batch, error)
             else:
                 self._fail([mutation for mutation in batch if not mutation.frees], error)
-                self._commit([mutation for mutation in batch if mutation.frees])
+                self._commit([mutation for mutation in batch if mutation.frees], settled=True)
             return
         except BaseException as error:  # noqa: BLE001  whatever a closure raised after it wrote goes to its own caller
             if len(batch) == 1:
@@ -197,6 +202,13 @@ class Committer:
         else:
             for mutation in batch:
                 mutation.finish()
+
+    def _settle(self) -> bool:
+        try:
+            self._store.checkpoint()
+        except StratumError:
+            return False
+        return True
 
     def _attempt(self, batch: list[Mutation[Any]], *, more: bool) -> tuple[bool, int]:
         with self._store.transact() as kv:

@@ -74,8 +74,9 @@ from typing import Any
 from stratum.kv.contract import prefix_end
 
 ROOT_INODE = 1
-FORMAT_VERSION = 2
-"""1: until 0.1. 2: quotas, limits and the audit log, which a program of format 1 would pass over; buckets say whether reads are audited."""
+FORMAT_VERSION = 3
+"""1: until 0.1. 2: quotas, limits and the audit log, which a program of format 1 would pass over; buckets say whether reads are audited.
+3: the store has a journal, without which it may not be whole."""
 UPGRADING = 1 << 32
 """Added to the format that an unfinished upgrade leads to: no program opens such a volume."""
 ETAG_PARTS_VERSIONED = 0xFFFF

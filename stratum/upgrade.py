@@ -11,11 +11,13 @@ Invariants
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stratum import backup, config
 from stratum.errors import Busy, InvalidArgument, VolumeInvalid
+from stratum.kv.lmdb_store import LmdbCopy, lineage_of
 from stratum.log import get_logger
 from stratum.schema import FORMAT_VERSION, UPGRADING, pack_json, pack_u64, unpack_json, unpack_u64
 
@@ -48,7 +50,12 @@ def _from_1(tx: LmdbTransaction, cursor: bytes) -> bytes | None:
     return rows[-1][0] + b"\0" if len(rows) == ROWS_AT_ONCE else None
 
 
-STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1}
+def _from_2(_tx: LmdbTransaction, _cursor: bytes) -> bytes | None:
+    """The store has a journal before it, which opening it has begun. No row changes."""
+    return None
+
+
+STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1, 2: _from_2}
 """By the format they begin with. A step is called with where the last call ended, and returns where it ended, or None at the end."""
 
 
@@ -59,8 +66,12 @@ def upgrade(root: Path, backup_target: Path | None) -> Upgraded:
     if not (meta / "data.mdb").exists():
         raise VolumeInvalid(f"{root} has no metadata store; `stratum meta restore` brings it back")
     backup.refuse_if_open(meta)
-    with backup.opened_store(meta, settings) as store:
-        version = _version(store)
+    # Only read until there is a backup: an older program could still want the volume, and it knows no journal.
+    reading = (
+        closing(LmdbCopy(str(meta))) if lineage_of(meta / "data.mdb") is None else backup.opened_store(meta, settings)
+    )
+    with reading as before_store:
+        version = _version(before_store)
         if version & ~UPGRADING > FORMAT_VERSION:
             raise VolumeInvalid(
                 f"{root} has format {version}, which is newer than {FORMAT_VERSION}; use the version that made it"
@@ -69,31 +80,33 @@ def upgrade(root: Path, backup_target: Path | None) -> Upgraded:
             return Upgraded(version, version, None)
         made = None
         before = version
-        if not version & UPGRADING:
+        if version & UPGRADING:
+            before = (version & ~UPGRADING) - 1
+        else:
             if version not in STEPS:
                 raise VolumeInvalid(f"{root} has format {version}, which no program has ever written")
             if backup_target is None:
                 raise InvalidArgument("an upgrade begins with a backup; say where it is to lie, with --backup DIR")
-            made = backup.save(backup.Source(root, store, settings, _instance(store)), backup_target).path
+            made = backup.save(backup.Source(root, before_store, settings, _instance(before_store)), backup_target).path
+    with backup.opened_store(meta, settings) as store:
+        if made is not None:
             _put_format(store, UPGRADING | version + 1)
             try:
                 backup.refuse_if_open(meta)  # who opened it meanwhile keeps it
             except Busy:
                 _put_format(store, version)
                 raise
-        else:
-            before = (version & ~UPGRADING) - 1
         after = _go_on(store)
     log.info("upgraded", volume=str(root), before=before, after=after)
     return Upgraded(before, after, made)
 
 
-def _version(store: LmdbStore) -> int:
+def _version(store: LmdbCopy | LmdbStore) -> int:
     with store.snapshot() as snapshot:
         return int(unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0])
 
 
-def _instance(store: LmdbStore) -> str:
+def _instance(store: LmdbCopy | LmdbStore) -> str:
     with store.snapshot() as snapshot:
         raw = snapshot.get(b"ginstance")
     return str(unpack_json(raw)["id"]) if raw is not None else "unnamed"

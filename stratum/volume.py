@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from stratum import audit
@@ -23,7 +23,7 @@ from stratum.committer import Committer, Mutation
 from stratum.copies import Noted
 from stratum.errors import StorageFailed, StratumError, VolumeInvalid
 from stratum.evidence import Recorder
-from stratum.kv.lmdb_store import LmdbStore
+from stratum.kv.lmdb_store import LmdbCopy, LmdbStore, lineage_of
 from stratum.log import get_logger
 from stratum.relief import Relief
 from stratum.schema import (
@@ -189,14 +189,18 @@ class Volume:
             raise VolumeInvalid(
                 f"{self.root} has a {configuration.CONFIG_NAME} but no metadata store; restore meta/ from a backup"
             )
+        if lineage_of(self.meta / "data.mdb") is None:
+            # Opening it would begin a journal, of which an older program that may still want the volume knows nothing.
+            with closing(LmdbCopy(str(self.meta), shared=True)) as before:
+                self._check_format(before)
         self.store: Store = _open_store(self.root, self.config)
-        self._check_format()
+        self._check_format(self.store)
         with self.store.snapshot() as snapshot:
             instance = snapshot.get(b"ginstance")
         self.instance = str(unpack_json(instance)["id"]) if instance is not None else self._name_instance()
         """Names the volume to disks and remotes."""
         self.session = Session(self.meta, self.store, role)
-        self._check_format()  # an upgrade may have begun before it could see our session
+        self._check_format(self.store)  # an upgrade may have begun before it could see our session
         self.new_id = self.session.new_id
         self.segments = SegmentStore(
             hot_folders(self.root, self.config), self.session.id, self.new_id, on_failure=self._fail
@@ -236,13 +240,13 @@ class Volume:
         except StratumError as error:
             log.warning("audit_not_anchored", error=error.message)
 
-    def _check_format(self) -> None:
+    def _check_format(self, store: Store | LmdbCopy) -> None:
         """Raises `VolumeInvalid`; the store is closed then."""
-        with self.store.snapshot() as snapshot:
+        with store.snapshot() as snapshot:
             version = unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]
         if version == FORMAT_VERSION:
             return
-        self.store.close()
+        store.close()
         if version & UPGRADING:
             raise VolumeInvalid(f"an upgrade of {self.root} was interrupted; `stratum upgrade` goes on with it")
         if version > FORMAT_VERSION:

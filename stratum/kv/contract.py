@@ -1,6 +1,6 @@
 """What the engine asks of a metadata store: an ordered map of bytes with snapshots and one atomic transaction.
 
-Keys are 1 to 511 bytes, values up to 1 GiB, order is that of `bytes`. `tests/test_kv_contract.py` is the
+Keys are 1 to 511 bytes and smaller than RESERVED, values up to 1 GiB, order is that of `bytes`. `tests/engine/test_kv_contract.py` is the
 conformance suite; every implementation runs it.
 """
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 KEY_BYTES_MAX = 511
+RESERVED = b"\xff"
+"""Keys from here on are the store's own; no scan shows them."""
 
 
 class Snapshot(Protocol):
@@ -57,6 +59,9 @@ class Store(Protocol):
 
     def last_id(self) -> int:
         """Id of the newest transaction that every snapshot begun from now on includes."""
+
+    def checkpoint(self) -> None:
+        """Bring what was committed to where it stays. Never needed for what it says; it gives space back."""
 
     def used_bytes(self) -> int: ...
 

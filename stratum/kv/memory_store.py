@@ -76,6 +76,9 @@ class MemoryStore:
     def last_id(self) -> int:
         return self._current.id
 
+    def checkpoint(self) -> None:
+        """There is nothing to bring anywhere."""
+
     def used_bytes(self) -> int:
         return sum(len(k) + len(v) for k, v in self._current.rows.items())
 

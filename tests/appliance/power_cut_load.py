@@ -1,6 +1,8 @@
 """The load of the power-cut test: changes one volume from several threads and prints a line when each is acknowledged.
 
-python -m tests.appliance.power_cut_load VOLUME SEED [no-data-sync] [no-metadata-sync]
+python -m tests.appliance.power_cut_load VOLUME SEED [FLAG...]
+
+Each flag takes one guard away, and the test must notice: no-data-sync, no-journal-sync, no-checkpoint-sync, no-pin.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lmdb
 
 from stratum import buckets, housekeeping, stored_extents, volume
 from stratum.files import Caller, make
+from stratum.kv import journal, lmdb_store
+from stratum.kv.lmdb_store import LmdbStore
 from stratum.volume import Volume
 from stratum.write_buffer import WriteBuffer
 from tests.support import BUCKET, delete, put
@@ -79,14 +84,51 @@ def work(opened: Volume, thread: int, seed: int, say: Any) -> None:
             say(f"ack {key} {version}")
 
 
+def take_guards_away(flags: list[str]) -> None:
+    if "no-data-sync" in flags:
+        real = os.fdatasync
+
+        def only_metadata(fd: int) -> None:
+            if "/meta/" in os.readlink(f"/proc/self/fd/{fd}"):
+                real(fd)
+
+        os.fdatasync = only_metadata  # type: ignore[assignment]
+        os.fsync = only_metadata  # type: ignore[assignment]
+    if "no-journal-sync" in flags:
+        vars(journal)["os"] = SimpleNamespace(**{**vars(os), "fdatasync": lambda _: None})
+    if "no-checkpoint-sync" in flags:
+        opening: Any = lmdb.open
+
+        def opened(*words: Any, **names: Any) -> Any:
+            environment = opening(*words, **names)
+            proxy = SimpleNamespace(
+                **{name: getattr(environment, name) for name in ("begin", "info", "copy", "close", "reader_check")}
+            )
+            proxy.sync = lambda *_: None
+            return proxy
+
+        vars(lmdb)["open"] = opened
+        os.fdatasync = not_the_store(os.fdatasync)
+    if "no-pin" in flags:
+        checkpoint = LmdbStore._checkpoint
+
+        def without(store: LmdbStore, txn: lmdb.Transaction) -> None:
+            checkpoint(store, txn)
+            if store._pin is not None:
+                store._pin.abort()
+
+        vars_of: Any = LmdbStore
+        vars_of._checkpoint = without
+
+
+def not_the_store(real: Any) -> Any:
+    return lambda fd: None if os.readlink(f"/proc/self/fd/{fd}").endswith("data.mdb") else real(fd)
+
+
 def main() -> None:
     root, seed, flags = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    if "no-data-sync" in flags:
-        os.fdatasync = lambda _: None  # type: ignore[assignment]
-        os.fsync = lambda _: None  # type: ignore[assignment]
-    if "no-metadata-sync" in flags:
-        original: Any = lmdb.open
-        vars(lmdb)["open"] = lambda *words, **names: original(*words, **{**names, "sync": False})
+    take_guards_away(flags)
+    lmdb_store.JOURNAL_RECORDS_MAX = 40  # several checkpoints in each short life
     volume.RESERVE_BYTES = 65536
     stored_extents.AGE_S_MIN = 0.1  # small changes of large files move to data files while the power goes
     lock = threading.Lock()

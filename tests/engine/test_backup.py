@@ -39,7 +39,7 @@ def digest_of(root: Path) -> str:
     """Of every file below a folder but the log of who reads."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        if path.is_file() and path.name not in {"lock.mdb", "slots", "data.mdb"}:
+        if path.is_file() and path.name not in {"lock.mdb", "slots", "data.mdb", "journal", "checkpoint"}:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stratum.kv.contract import RESERVED
 from stratum.kv.lmdb_store import LmdbStore
 from stratum.kv.memory_store import MemoryStore
 
@@ -88,7 +89,9 @@ def test_delete_says_whether_there_was_something(store: Store) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.dictionaries(st.binary(min_size=1, max_size=511), st.binary(max_size=5000), max_size=20),
+    rows=st.dictionaries(
+        st.binary(min_size=1, max_size=511).filter(lambda key: key < RESERVED), st.binary(max_size=5000), max_size=20
+    ),
     start=st.binary(max_size=20),
     stop=st.binary(max_size=20),
 )

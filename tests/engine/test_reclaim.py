@@ -134,8 +134,9 @@ def test_what_a_killed_process_did_not_commit_is_removed(opened: Volume) -> None
 
 def test_500_readers_that_are_killed_leave_no_trace(opened: Volume) -> None:
     """Killed in the middle of a read: the map does not grow because of them, and the reader table does not fill."""
-    for at in range(50):
+    for at in range(2000):
         put(opened, f"key{at}", b"x" * 4000)
+    opened.store.checkpoint()
     before = opened.store.used_bytes()
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom stratum.volume import Volume\n"
@@ -178,6 +179,10 @@ def test_a_file_with_many_slices_is_freed_in_steps(opened: Volume) -> None:
     assert fsck.check(opened) == []
 
 
+BETWEEN_CHECKPOINTS_BYTES = 24 << 20
+"""What commits free is used again behind a checkpoint, and one comes with every 2 MiB of journal."""
+
+
 def test_overwrites_of_small_files_do_not_grow_the_store(opened: Volume) -> None:
     dice = random.Random(7)
     sizes: dict[int, int] = {}
@@ -189,7 +194,7 @@ def test_overwrites_of_small_files_do_not_grow_the_store(opened: Volume) -> None
             put(opened, f"d{key % 7}/{key}", BIG[: sizes[key]])
         used.append(opened.store.used_bytes())
     live = sum(sizes.values())
-    assert used[-1] < 3 * live, f"{used[-1]} bytes for {live}"
+    assert used[-1] < 3 * live + BETWEEN_CHECKPOINTS_BYTES, f"{used[-1]} bytes for {live}"
     assert used[-1] < used[0] * 1.3, f"the store grows with every overwrite: {used}"
 
 

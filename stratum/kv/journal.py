@@ -1,0 +1,212 @@
+"""The journal before the metadata store, and the mark it begins at: two file formats, without LMDB.
+
+    journal      records, each at a multiple of BLOCK_BYTES, from the beginning of the file on
+    record       digest 16 | epoch 8 | transaction 8 | body bytes 8 | body: for each row key bytes 2, value bytes 4, key, value
+    checkpoint   three blocks: the first word of block 0 is not 0 if somebody saw the disk fail; blocks 1 and 2 hold a mark each
+    mark         digest 16 | epoch 8 | transaction 8 | nonce 16 | lineage 16 | head bytes 512
+
+Value bytes DELETED say that the row goes. Numbers are little-endian. A digest is the XXH3-128 of the epoch's nonce (of nothing, for
+a mark) and of all that follows it: a record that somebody else's bytes only look like would have to know the nonce.
+
+Invariants
+* A record counts if its digest holds, its epoch is the mark's, and it directly follows the record, or the mark, before it.
+* The newer of the marks that hold counts. The other one's place is written next, so that a torn mark loses nothing.
+* No block is shared by two records: writing one never rewrites a byte of another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BLOCK_BYTES = 4096
+DELETED = 0xFFFFFFFF
+HEAD_BYTES = 512
+"""Of LMDB's meta page: what is ever written of it lies in its first 152 bytes, one sector of any disk."""
+_DIGEST_BYTES = 16
+_RECORD = struct.Struct("<QQQ")
+_MARK = struct.Struct(f"<QQ16s16s{HEAD_BYTES}s")
+_ROW = struct.Struct("<HI")
+_WORD = struct.Struct("<Q")
+pack_row = _ROW.pack
+
+Row = tuple[bytes, bytes | None]
+"""A key and its new value; None: the row goes."""
+
+
+def _digest(nonce: bytes, data: bytes | memoryview) -> bytes:
+    hasher = xxhash.xxh3_128(nonce)
+    hasher.update(data)
+    return hasher.digest()
+
+
+@dataclass(slots=True, frozen=True)
+class Mark:
+    """The state that the records of `epoch` are about to change: all of it is on the disk.
+
+    `lineage` names the store file, `head` is the beginning of its meta page for `transaction`.
+    """
+
+    epoch: int
+    transaction: int
+    nonce: bytes
+    lineage: bytes
+    head: bytes
+
+    def pack(self) -> bytes:
+        body = _MARK.pack(self.epoch, self.transaction, self.nonce, self.lineage, self.head)
+        return _digest(b"", body) + body
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Mark | None:
+        """None if the bytes are no mark."""
+        body = raw[_DIGEST_BYTES : _DIGEST_BYTES + _MARK.size]
+        if len(body) < _MARK.size or raw[:_DIGEST_BYTES] != _digest(b"", body):
+            return None
+        return cls(*_MARK.unpack(body))
+
+
+def record(mark: Mark, transaction: int, parts: list[bytes]) -> bytes:
+    """The record of a transaction whose rows are `parts`, joined; its length is a multiple of BLOCK_BYTES."""
+    body = b"".join(parts)
+    data = _RECORD.pack(mark.epoch, transaction, len(body)) + body
+    return _digest(mark.nonce, data) + data + bytes(-(_DIGEST_BYTES + len(data)) % BLOCK_BYTES)
+
+
+def _rows(body: bytes) -> Iterator[Row]:
+    at = 0
+    while at < len(body):
+        key_bytes, value_bytes = _ROW.unpack_from(body, at)
+        at += _ROW.size
+        key = body[at : at + key_bytes]
+        at += key_bytes
+        if value_bytes == DELETED:
+            yield key, None
+        else:
+            yield key, body[at : at + value_bytes]
+            at += value_bytes
+
+
+class Journal:
+    """The file of the records. Whoever has the store open holds a shared flock on it."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """The file gets its blocks at once, written: a first write into reserved ones costs the disk's own journal a commit."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        missing = size - os.fstat(self._fd).st_size
+        if missing > 0:
+            os.pwrite(self._fd, bytes(missing), size - missing)
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def take(self) -> bool:
+        """Whether nobody else has the store open. Called inside `Marks.gate`; then `share` follows."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def share(self) -> None:
+        """For as long as the file is open."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def write(self, data: bytes, at: int) -> None:
+        """Durable when it returns. Raises `OSError`."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, at)
+            view, at = view[done:], at + done
+        os.fdatasync(self._fd)
+
+    def cancel(self, at: int) -> None:
+        """Make the record at `at` none."""
+        self.write(bytes(BLOCK_BYTES), at)
+
+    def records(self, mark: Mark) -> Iterator[tuple[int, int, Iterator[Row]]]:
+        """(transaction, where the next record begins, rows) of all that followed `mark`."""
+        at, transaction = 0, mark.transaction
+        size = os.fstat(self._fd).st_size
+        start = _DIGEST_BYTES + _RECORD.size
+        while at + start <= size:
+            head = os.pread(self._fd, start, at)
+            epoch, number, body_bytes = _RECORD.unpack_from(head, _DIGEST_BYTES)
+            if epoch != mark.epoch or number != transaction + 1 or at + start + body_bytes > size:
+                return
+            body = os.pread(self._fd, body_bytes, at + start)
+            if head[:_DIGEST_BYTES] != _digest(mark.nonce, head[_DIGEST_BYTES:] + body):
+                return
+            transaction = number
+            at += -(-(start + body_bytes) // BLOCK_BYTES) * BLOCK_BYTES
+            yield transaction, at, _rows(body)
+
+
+class Marks:
+    """The file of the checkpoint. All processes see what is written to it at once, through a mapping."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._fd).st_size < 3 * BLOCK_BYTES:
+            os.pwrite(self._fd, bytes(3 * BLOCK_BYTES), 0)
+            os.fsync(self._fd)
+        self._map = mmap.mmap(self._fd, 3 * BLOCK_BYTES)
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self._fd)
+
+    @contextmanager
+    def gate(self) -> Iterator[None]:
+        """One process at a time: it finds out whether it is alone, and then mends what a power cut left."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def epoch(self) -> int:
+        """The newest one written, whether or not it holds: cheap, to see that another process was here."""
+        first: int = _WORD.unpack_from(self._map, BLOCK_BYTES + _DIGEST_BYTES)[0]
+        second: int = _WORD.unpack_from(self._map, 2 * BLOCK_BYTES + _DIGEST_BYTES)[0]
+        return max(first, second)
+
+    def newest(self) -> Mark | None:
+        found = [
+            mark
+            for place in (1, 2)
+            if (mark := Mark.unpack(self._map[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]))
+        ]
+        return max(found, key=lambda mark: mark.epoch, default=None)
+
+    def write(self, mark: Mark) -> None:
+        """Durable when it returns. Raises `OSError`."""
+        os.pwrite(self._fd, mark.pack(), (1 + mark.epoch % 2) * BLOCK_BYTES)
+        os.fdatasync(self._fd)
+
+    def sync(self) -> None:
+        """What another process wrote may be visible before it is durable: it may have died in between."""
+        os.fdatasync(self._fd)
+
+    def fail(self) -> None:
+        """Tell all processes that the disk failed: what it still has of the store's file is not known to anybody."""
+        _WORD.pack_into(self._map, 0, 1)
+
+    @property
+    def failed(self) -> bool:
+        return self._map[0] != 0
+
+    def clear_failure(self) -> None:
+        _WORD.pack_into(self._map, 0, 0)
