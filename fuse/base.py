@@ -18,6 +18,7 @@ from stratum import files, metrics, mount_names, quotas, tree
 from stratum.errors import Exists, NotFound, QuotaExceeded, StratumError, TryAgain
 from stratum.files import Caller
 from stratum.fuse.audited import Auditor
+from stratum.fuse.commits import Commits
 from stratum.fuse.errors import TABLE
 from stratum.fuse.open_files import OpenFiles
 from stratum.log import get_logger
@@ -26,7 +27,6 @@ from stratum.schema import Inode, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from stratum.committer import Mutation
     from stratum.fuse.open_files import FileState
     from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
@@ -141,6 +141,7 @@ class Base(pyfuse3.Operations):
         self.root = root
         self.shared = shared
         self._entry_cache_s = 0.0 if shared else CACHE_S
+        self.commits = Commits(volume)
         self.open_files = OpenFiles()
         self.auditor = Auditor(volume, root, bucket) if volume.audit is not None else None
         self.orphans: dict[int, float] = {}
@@ -149,18 +150,7 @@ class Base(pyfuse3.Operations):
 
     async def commit(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
         """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""
-        token = trio.lowlevel.current_trio_token()
-        finished = trio.Event()
-        box: list[Mutation[T]] = []
-
-        def done(mutation: Mutation[T]) -> None:
-            box.append(mutation)
-            token.run_sync_soon(finished.set)
-
-        self._volume.mutate_later(function, done, frees=frees)
-        with trio.CancelScope(shield=True):
-            await finished.wait()
-        return box[0].outcome()
+        return await self.commits.run(function, frees=frees)
 
     def kernel_number(self, number: int) -> int:
         return pyfuse3.ROOT_INODE if number == self.root else number

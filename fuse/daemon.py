@@ -18,6 +18,7 @@ from stratum.errors import Busy, StratumError, UnfinishedMount
 from stratum.fuse import _negotiate
 from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
+from stratum.fuse.session import Session
 from stratum.log import get_logger
 from stratum.mountd import ask_mount, helper_of, mount_at, tune
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = get_logger("mount")
 REQUESTS_MAX = 500
-"""pyfuse3's cap on requests in flight; too low a cap lets slow ones hold up all others (measured: 10 gives 1.7 s)."""
+"""The cap on requests in flight; too low a cap lets slow ones hold up all others (measured: 10 gives 1.7 s)."""
 
 
 def remove_stale(volume: Volume, mountpoint: Path) -> None:
@@ -160,6 +161,8 @@ async def _main(
             nursery.start_soon(_until_signal, operations)
             nursery.start_soon(_background, volume, operations)
             nursery.start_soon(_announce, mountpoint, ready)
+            operations.commits.session = Session()
+            operations.commits.session.install()
             await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
             await operations.flush_old(everything=True)
             nursery.cancel_scope.cancel()

@@ -1,22 +1,32 @@
-/* What pyfuse3 cannot ask the kernel for.
+/* What pyfuse3 cannot ask the kernel for, and its requests one by one.
  *
  * pyfuse3 hides the connection it negotiates, and with POSIX ACLs on it leaves FUSE_CAP_DONT_MASK off: the kernel then takes
  * the umask off the mode before we see it, which a default access list must come before (umask(2)). So this module defines
  * fuse_session_new itself, hooks the init callback, and hands on to libfuse. It must be loaded with RTLD_GLOBAL before
  * pyfuse3 is, so that the linker finds this definition first; stratum/fuse/__init__.py does that.
+ *
+ * Knowing the session, it also receives a request without waiting and hands it to pyfuse3's handlers, for fuse/session.py; and it
+ * answers by itself the question that the kernel asks before every write(2): whether the file has capabilities. None ever has.
  */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <poll.h>
 #include <string.h>
+#include <time.h>
 
 typedef struct fuse_session *session_new(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
 
 static void (*init_of_caller)(void *, struct fuse_conn_info *);
+static void (*getxattr_of_caller)(fuse_req_t, fuse_ino_t, const char *, size_t);
 static unsigned int wanted;
+static struct fuse_session *session;
+static struct fuse_buf buffer;
 
 static void init(void *userdata, struct fuse_conn_info *connection)
 {
@@ -25,6 +35,14 @@ static void init(void *userdata, struct fuse_conn_info *connection)
     if (connection->want & FUSE_CAP_POSIX_ACL)
         connection->want |= connection->capable & FUSE_CAP_DONT_MASK;
     wanted = connection->want;
+}
+
+static void getxattr(fuse_req_t request, fuse_ino_t inode, const char *name, size_t bytes)
+{
+    if (strcmp(name, "security.capability") == 0)
+        fuse_reply_err(request, ENODATA);
+    else
+        getxattr_of_caller(request, inode, name, bytes);
 }
 
 __attribute__((visibility("default"))) struct fuse_session *
@@ -39,7 +57,69 @@ fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *op
     memcpy(&hooked, operations, bytes);
     init_of_caller = hooked.init;
     hooked.init = init;
-    return next(arguments, &hooked, bytes, userdata);
+    getxattr_of_caller = hooked.getxattr;
+    if (getxattr_of_caller != NULL)
+        hooked.getxattr = getxattr;
+    session = next(arguments, &hooked, bytes, userdata);
+    return session;
+}
+
+static PyObject *begin(PyObject *module, PyObject *unused)
+{
+    int descriptor, flags;
+
+    (void)module, (void)unused;
+    if (session == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "there is no FUSE session yet");
+        return NULL;
+    }
+    descriptor = fuse_session_fd(session);
+    flags = fcntl(descriptor, F_GETFL);
+    if (flags < 0 || fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return PyLong_FromLong(descriptor);
+}
+
+/* The interpreter is kept: receiving never sleeps, and the handlers that libfuse calls want it at once. */
+static PyObject *step(PyObject *module, PyObject *unused)
+{
+    int received;
+
+    (void)module, (void)unused;
+    if (fuse_session_exited(session))
+        return PyLong_FromLong(-1);
+    received = fuse_session_receive_buf(session, &buffer);
+    if (received == -EAGAIN || received == -EINTR)
+        return PyLong_FromLong(0);
+    if (received == 0)
+        return PyLong_FromLong(-1);
+    if (received < 0) {
+        errno = -received;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    fuse_session_process_buf(session, &buffer);
+    return PyLong_FromLong(1);
+}
+
+static PyObject *spin(PyObject *module, PyObject *microseconds)
+{
+    struct pollfd polled = {.fd = fuse_session_fd(session), .events = POLLIN};
+    struct timespec began, now;
+    long limit = PyLong_AsLong(microseconds), passed;
+    int ready;
+
+    (void)module;
+    if (limit == -1 && PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    do {
+        ready = poll(&polled, 1, 0);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        passed = (now.tv_sec - began.tv_sec) * 1000000 + (now.tv_nsec - began.tv_nsec) / 1000;
+    } while (ready == 0 && passed < limit);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(ready > 0);
 }
 
 static PyObject *keeps_umask_out(PyObject *module, PyObject *unused)
@@ -48,8 +128,29 @@ static PyObject *keeps_umask_out(PyObject *module, PyObject *unused)
     return PyBool_FromLong(fuse_version() >= 30 && (wanted & FUSE_CAP_DONT_MASK) != 0);
 }
 
+static PyObject *wait_for(PyObject *module, PyObject *arguments)
+{
+    struct pollfd polled[2] = {{.events = POLLIN}, {.fd = fuse_session_fd(session), .events = POLLIN}};
+    struct timespec limit = {0, 0};
+    long microseconds;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "il", &polled[0].fd, &microseconds))
+        return NULL;
+    limit.tv_sec = microseconds / 1000000;
+    limit.tv_nsec = microseconds % 1000000 * 1000;
+    Py_BEGIN_ALLOW_THREADS
+    ppoll(polled, 2, &limit, NULL);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"keeps_umask_out", keeps_umask_out, METH_NOARGS, "Whether the kernel leaves the umask of the last session to us."},
+    {"begin", begin, METH_NOARGS, "Let no read of the session's descriptor wait; the descriptor."},
+    {"step", step, METH_NOARGS, "Receive a request and call its handler: 1; 0 if there is none, -1 at the end of the session."},
+    {"spin", spin, METH_O, "Look for a request for so many microseconds; whether there is one."},
+    {"wait", wait_for, METH_VARARGS, "Wait for a descriptor or a request, for so many microseconds."},
     {NULL, NULL, 0, NULL},
 };
 

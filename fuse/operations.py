@@ -47,7 +47,7 @@ class Operations(AttributeOperations):
                 return self._entry(inode, name)
             return self._entry(files.lookup(reader, parent_inode, name), name)
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+    def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:  # type: ignore[override]  # nothing to await, see session.py
         for number, count in inode_list:
             self.open_files.forget(number, count)
             if self.auditor is not None and not self.open_files.is_used(number):

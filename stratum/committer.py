@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BATCH_MUTATIONS_MAX = 256
+PAUSE_S_MAX = 0.0005
+"""Several times what a mutation takes to compute; another process may have the store's lock."""
 
 
 class Mutation(Generic[T]):
     """A queued closure and where its outcome goes. `done` runs in the committer's (or acknowledger's) thread."""
 
-    __slots__ = ("_lock", "done", "error", "finished", "frees", "function", "result", "transaction_id")
+    __slots__ = ("_lock", "computed", "done", "error", "finished", "frees", "function", "result", "transaction_id")
 
     def __init__(
         self,
@@ -53,6 +55,8 @@ class Mutation(Generic[T]):
         self.transaction_id = 0
         self.finished = False
         self.done = done
+        self.computed: threading.Lock | None = None
+        """Held by the committer until the function has run."""
         self._lock: threading.Lock | None = None
         if done is None:
             self._lock = threading.Lock()
@@ -60,6 +64,9 @@ class Mutation(Generic[T]):
 
     def finish(self) -> None:
         self.finished = True
+        if self.computed is not None:
+            self.computed.release()
+            self.computed = None
         if self._lock is not None:
             self._lock.release()
         elif self.done is not None:
@@ -102,6 +109,7 @@ class Committer:
         self.batches = 0
         self.mutations = 0
         self._batch_before = 0
+        self._idle = False
         self._stopping = False
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -114,6 +122,20 @@ class Committer:
             raise SessionDead("the volume is closing in this process; try again after the restart")
         self._queue.put(mutation)
 
+    def submit_and_pause(self, mutation: Mutation[Any]) -> None:
+        """The same, and if the committer has nothing else to do, let it compute undisturbed before this thread goes on.
+
+        LMDB lets go of the interpreter in every call, and a thread that computes meanwhile takes it each time: a create through the
+        mount was 12 switches, and is half of them.
+        """
+        if self._idle:
+            lock = mutation.computed = threading.Lock()
+            lock.acquire()
+            self.submit(mutation)
+            lock.acquire(timeout=PAUSE_S_MAX)
+        else:
+            self.submit(mutation)
+
     def stop(self) -> None:
         """Commit what is queued, then end."""
         self._stopping = True
@@ -122,7 +144,9 @@ class Committer:
 
     def _run(self) -> None:
         while True:
+            self._idle = self._queue.empty()
             first = self._queue.get()
+            self._idle = False
             if first is None:
                 return
             batch = [first]
@@ -229,7 +253,15 @@ class Committer:
                             raise
                         mutation.error = error
                 tx.flush()
+            self._let_go(batch)
             return tx.logged, tx.id
+
+    @staticmethod
+    def _let_go(batch: list[Mutation[Any]]) -> None:
+        for mutation in batch:
+            if mutation.computed is not None:
+                mutation.computed.release()
+                mutation.computed = None
 
     @staticmethod
     def _fail(batch: list[Mutation[Any]], error: BaseException) -> None:

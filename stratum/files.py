@@ -6,7 +6,6 @@ kept here is structure: kinds, links, emptiness, buckets.
 
 from __future__ import annotations
 
-import copy
 import os
 import stat
 from dataclasses import dataclass
@@ -167,7 +166,7 @@ def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: I
     """
     directory = check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
-    inode = copy.copy(prepared)
+    inode = Inode.unpack(prepared.number, prepared.pack())  # another one: the transaction may be run again
     tx.add_inode(inode)
     times = max(directory.mtime_ns, created_ns), max(directory.ctime_ns, created_ns)
     tree.attach(tx, directory, name, Dentry(inode.number, Kind.FILE))

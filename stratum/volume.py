@@ -327,7 +327,7 @@ class Volume:
         self, function: Callable[[MetadataTransaction], T], done: Callable[[Mutation[T]], None], *, frees: bool = False
     ) -> None:
         """The same without waiting; `done` runs in another thread."""
-        self.committer.submit(Mutation(function, frees=frees, done=done))
+        self.committer.submit_and_pause(Mutation(function, frees=frees, done=done))
 
     # -- failure and space ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,172 @@
+"""The loop that takes the kernel's requests: pyfuse3's own, with fewer trips through trio.
+
+pyfuse3 makes each request a lock, a registration with epoll, a turn of the scheduler and a wake-up, even if the next request is there
+already and its handler waits for nothing. Here one task at a time is the *reader*: it takes requests as long as there are any, and runs each
+handler itself up to the point where it waits, if it does. Then another task becomes the reader. Requests are received and
+taken apart by libfuse and pyfuse3 as ever; only who calls them when is ours (docs/decisions/0011-session.md has the figures).
+
+Invariants
+* One task at most is the reader. A handler runs in one task from beginning to end, so what it waits for can wake it.
+* A handler that never waits has answered when the next request is taken: the barrier of `invalidation.py` stands on it.
+* Whoever else wants the loop gets it after TURN requests at the latest, after one while a handler waits for something.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import trio
+
+from stratum.fuse import _negotiate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+TURN = 32
+STAND_BY_MAX = 16
+"""Tasks that are kept for the next time; others end."""
+SPIN_US = 40
+"""How long the reader looks for the next request before it sleeps, if no handler waits for anything: a process that asks for one thing
+after the other sends it within this time, and being woken costs as much."""
+
+
+@types.coroutine
+def _go_on(coroutine: Coroutine[Any, Any, None], message: Any) -> Generator[Any, Any, None]:
+    """Await a coroutine that has been started already and has yielded `message`."""
+    while True:
+        try:
+            try:
+                value = yield message
+            except BaseException as error:  # noqa: BLE001  whatever trio throws in belongs to the handler
+                message = coroutine.throw(error)
+            else:
+                message = coroutine.send(value)
+        except StopIteration:
+            return
+
+
+class Session:
+    """Takes the place of pyfuse3's loop: `install` before `pyfuse3.main`. One a process, as pyfuse3 has it."""
+
+    def __init__(self) -> None:
+        self._taken: Coroutine[Any, Any, None] | None = None
+        self._stand_by: list[trio.lowlevel.Task] = []
+        self._tasks = 1
+        self._tasks_max = 0
+        self._waiting = 0
+        self._vacant = False
+        self._ended = False
+        self._turn = 0
+        self._starting = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a handler that has not waited for anything yet is being run, and no other one waits."""
+        return self._starting and not self._waiting
+
+    def install(self) -> None:
+        """Raises `RuntimeError` if this pyfuse3 is not built as the one we know."""
+        module: Any = pyfuse3
+        names = [name for name in vars(module) if name.startswith("fuse_") and name.endswith("_async")]
+        if not names or not hasattr(module, "_session_loop"):
+            raise RuntimeError(
+                f"pyfuse3 {pyfuse3.__version__} is not the one this program knows; install the pinned version"
+            )
+        for name in names:
+            setattr(module, name, self._taker(getattr(module, name)))
+        module._session_loop = self._run  # noqa: SLF001  the one thing of pyfuse3 that is replaced
+
+    def _taker(self, real: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+        """pyfuse3 hands over a handler's coroutine in a variable of its own, which only its loop can see."""
+
+        def take(*arguments: Any) -> None:
+            self._taken = real(*arguments)
+
+        return take
+
+    async def _run(self, nursery: trio.Nursery, _tasks_min: int, tasks_max: int) -> None:
+        self._nursery = nursery
+        self._tasks_max = tasks_max
+        self._fd = _negotiate.begin()
+        await self._work()
+
+    async def _work(self) -> None:
+        """Be the reader until a handler waits; then wait with it, and stand by to be the reader again."""
+        while True:
+            coroutine = await self._receive()
+            if coroutine is None:
+                self._end()
+                return
+            self._starting = True
+            try:
+                message = coroutine.send(None)
+            except StopIteration:
+                continue
+            finally:
+                self._starting = False
+            self._waiting += 1
+            self._pass_on()
+            try:
+                await _go_on(coroutine, message)
+            finally:
+                self._waiting -= 1
+            if not await self._may_read():
+                self._tasks -= 1
+                return
+
+    async def _receive(self) -> Coroutine[Any, Any, None] | None:
+        """The next handler that is to be run; None at the end."""
+        while True:
+            self._turn += 1
+            if self._turn > TURN or (self._waiting and self._turn > 1):
+                self._turn = 0
+                await trio.lowlevel.checkpoint()
+            received = _negotiate.step()
+            if received < 0:
+                return None
+            if received:
+                taken, self._taken = self._taken, None
+                if taken is not None:
+                    return taken
+            elif self._waiting or not _negotiate.spin(SPIN_US):
+                self._turn = 0
+                try:
+                    await trio.lowlevel.wait_readable(self._fd)
+                except trio.ClosedResourceError:
+                    return None
+
+    def _pass_on(self) -> None:
+        if self._stand_by:
+            trio.lowlevel.reschedule(self._stand_by.pop())
+        elif self._tasks < self._tasks_max:
+            self._tasks += 1
+            self._nursery.start_soon(self._work)
+        else:
+            self._vacant = True
+
+    async def _may_read(self) -> bool:
+        """Whether this task is the reader now; False if it is to end."""
+        if self._ended:
+            return False
+        if self._vacant:
+            self._vacant = False
+            return True
+        if len(self._stand_by) >= STAND_BY_MAX:
+            return False
+        task = trio.lowlevel.current_task()
+        self._stand_by.append(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._stand_by.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return not self._ended
+
+    def _end(self) -> None:
+        self._ended = True
+        self._tasks -= 1
+        while self._stand_by:
+            trio.lowlevel.reschedule(self._stand_by.pop())
