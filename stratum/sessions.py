@@ -23,7 +23,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from stratum.errors import Busy, StratumError
+from stratum.errors import Busy, NoSpace, StratumError
 from stratum.schema import key_u64, pack_json, pack_u64, unpack_json, unpack_u64
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from stratum.kv.contract import Store
 
 SLOTS = 1024
+FULL_DISK_TRIES = 8
+FULL_DISK_S = 0.5
 _SLOT = struct.Struct("<QQQQ")
 _WORD = struct.Struct("<Q")
 NOT_READING = (1 << 64) - 1
@@ -50,28 +52,44 @@ class Session:
         self._lock = threading.Lock()
         self._reading: dict[int, int] = {}
         self._tickets = itertools.count()
-        self.id, self.slot, self._lock_fd = self._register(store, role)
+        self.id, self.slot, self._lock_fd = self._register_patiently(store, role)
         self._counter = itertools.count(1)
         self._write(1, NOT_READING)
         self._write(2, 0)
         self._write(0, self.id)
 
+    def _register_patiently(self, store: Store, role: str) -> tuple[int, int, int]:
+        """On a full disk: what others have freed can be used again when they have let go of their last checkpoint."""
+        for _ in range(FULL_DISK_TRIES):
+            try:
+                return self._register(store, role)
+            except NoSpace:
+                store.checkpoint()
+                time.sleep(FULL_DISK_S)
+        return self._register(store, role)
+
     def _register(self, store: Store, role: str) -> tuple[int, int, int]:
-        with store.transact() as tx:
-            raw = tx.get(b"Csession")
-            identity = (unpack_u64(raw)[0] if raw else 0) + 1
-            taken = {unpack_json(value)["slot"] for _, value in tx.scan(b"Z", b"[")}
-            slot = next((number for number in range(SLOTS) if number not in taken), None)
-            if slot is None:
-                raise Busy(f"{SLOTS} processes have this volume open; end some")
-            # The lock comes before the row: a row without a held lock is a dead session.
-            fd = os.open(self._folder / str(identity), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            tx.put(b"Csession", pack_u64(identity))
-            tx.put(
-                key_u64(b"Z", identity),
-                pack_json({"role": role, "pid": os.getpid(), "started_ns": time.time_ns(), "slot": slot}),
-            )
+        fd = -1
+        try:
+            with store.transact() as tx:
+                raw = tx.get(b"Csession")
+                identity = (unpack_u64(raw)[0] if raw else 0) + 1
+                taken = {unpack_json(value)["slot"] for _, value in tx.scan(b"Z", b"[")}
+                slot = next((number for number in range(SLOTS) if number not in taken), None)
+                if slot is None:
+                    raise Busy(f"{SLOTS} processes have this volume open; end some")
+                # The lock comes before the row: a row without a held lock is a dead session.
+                fd = os.open(self._folder / str(identity), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                tx.put(b"Csession", pack_u64(identity))
+                tx.put(
+                    key_u64(b"Z", identity),
+                    pack_json({"role": role, "pid": os.getpid(), "started_ns": time.time_ns(), "slot": slot}),
+                )
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
         return identity, slot, fd
 
     def new_id(self) -> int:
