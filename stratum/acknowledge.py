@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import metrics
-from stratum.errors import StratumError
+from stratum.errors import StorageFailed, StratumError
 from stratum.log import get_logger
 from stratum.mountd import ask_detach, helper_of
 from stratum.schema import key_u64, unpack_json
@@ -102,12 +102,19 @@ class Acknowledger:
                     ending = True
                     break
                 waiting.append(more)
+            failure = None
             try:
                 self._wait(max(transaction_id for _, transaction_id in waiting))
-            except Exception:
+            except Exception as error:
                 log.exception("acknowledge_failed")
+                # Of this class, so that nobody takes back the bytes of a change that may have happened: this one has.
+                failure = StorageFailed(
+                    f"the change is committed, but it is not known whether every mount shows it ({type(error).__name__}); look at the log"
+                )
             for batch, _ in waiting:
                 for mutation in batch:
+                    if failure is not None and mutation.error is None:
+                        mutation.error = failure
                     mutation.finish()
             if ending:
                 return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stratum import clones, packs, tree
 from stratum.acknowledge import fence
+from stratum.compaction import Compactor
 from stratum.errors import StratumError
 from stratum.log import get_logger
 from stratum.schema import (
@@ -59,13 +60,14 @@ class Housekeeper:
     def _run(self) -> None:
         fd = os.open(self._volume.meta / "housekeeping.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         rounds = 0
-        mover = Mover(self._volume)
+        mover, compactor = Mover(self._volume), Compactor(self._volume)
         try:
             while not self._ending:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     run_once(self._volume, sweep=rounds % SWEEP_ROUNDS == 0)
                     mover.run()
+                    compactor.run()
                     rounds += 1
                 except BlockingIOError:
                     pass

@@ -35,6 +35,7 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     b tier, last access s, inode -> empty: files by the hottest tier they have bytes in, longest unused first
     c extent, tier               -> CopyRow: a verified copy of the extent in a pack
     d disk                       -> JSON DiskRow: a folder of the warm tier
+    f inode                      -> empty: a file that may lie in many pieces (not of the tiers; see compaction)
     g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log
     h pack                       -> JSON {why}: a pack whose shards want repair
     j inode, time ns             -> JSON: a decision or move, for `stratum explain`

@@ -347,15 +347,16 @@ class MetadataTransaction(InodeReader):
         if not moved:
             self._written.add(inode)
 
-    def cut_slices(self, inode: int, start: int, stop: int) -> None:
-        """Make [start, stop) a hole. What a cut leaves of a slice keeps its extent."""
+    def cut_slices(self, inode: int, start: int, stop: int, *, moved: bool = False) -> None:
+        """Make [start, stop) a hole. What a cut leaves of a slice keeps its extent. `moved`: as of `put_slice`."""
         for piece in self.slices(inode, start, stop):
             left, right = start - piece.file_offset, piece.end - stop
             self.delete(key_u64_u64(b"S", inode, piece.file_offset))
             if left > 0:
-                self.put_slice(inode, Slice(piece.file_offset, left, piece.extent, piece.extent_offset))
+                self.put_slice(inode, Slice(piece.file_offset, left, piece.extent, piece.extent_offset), moved=moved)
             if right > 0:
-                self.put_slice(inode, Slice(stop, right, piece.extent, piece.extent_offset + piece.length - right))
+                rest = Slice(stop, right, piece.extent, piece.extent_offset + piece.length - right)
+                self.put_slice(inode, rest, moved=moved)
             kept = (left > 0) + (right > 0)
             if kept != 1:
                 self.reference_extent(piece.extent, kept - 1)

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import content, objects, stored_extents, tree
+from stratum import compaction, content, objects, stored_extents, tree
 from stratum.content import INLINE_BYTES_MAX
 from stratum.errors import NotFound, TryAgain
 from stratum.schema import ETAG_PARTS_VERSIONED, Inode, Kind, Slice
@@ -293,6 +293,7 @@ class WriteBuffer:
             tx.cut_slices(self.number, piece.at, piece.at + piece.length)
             tx.add_extent(piece.extent)
             tx.put_slice(self.number, Slice(piece.at, piece.length, piece.extent.number, 0))
+        compaction.note(tx, inode, len(pieces))
         return self._touch(tx, inode)
 
     def _apply_stored(
@@ -306,6 +307,7 @@ class WriteBuffer:
             extent, at, length = stored_extents.put(tx, self.number, offset, data)
             tx.cut_slices(self.number, at, at + length)
             tx.put_slice(self.number, Slice(at, length, extent, 0))
+        compaction.note(tx, inode, len(pieces))
         return self._touch(tx, inode)
 
     def _touch(self, tx: MetadataTransaction, inode: Inode) -> Inode:

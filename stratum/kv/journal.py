@@ -101,9 +101,14 @@ def _rows(body: bytes) -> Iterator[Row]:
 class Journal:
     """The file of the records. Whoever has the store open holds a shared flock on it."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        """The file gets its blocks at once, written: a first write into reserved ones costs the disk's own journal a commit."""
+    def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def fill(self, size: int) -> None:
+        """Give the file blocks that have been written: a first write into reserved ones costs the disk's own journal a commit.
+
+        Only for who is alone: the zeros would go over what another process writes.
+        """
         missing = size - os.fstat(self._fd).st_size
         if missing > 0:
             os.pwrite(self._fd, bytes(missing), size - missing)
@@ -159,9 +164,10 @@ class Marks:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < 3 * BLOCK_BYTES:
-            os.pwrite(self._fd, bytes(3 * BLOCK_BYTES), 0)
-            os.fsync(self._fd)
+        with self.gate():  # who makes the file must not wipe what the next one has written already
+            if os.fstat(self._fd).st_size < 3 * BLOCK_BYTES:
+                os.pwrite(self._fd, bytes(3 * BLOCK_BYTES), 0)
+                os.fsync(self._fd)
         self._map = mmap.mmap(self._fd, 3 * BLOCK_BYTES)
 
     def close(self) -> None:

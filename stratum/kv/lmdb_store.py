@@ -255,12 +255,14 @@ class LmdbStore:
         }
         with ExitStack() as opened:
             try:
-                self._journal = Journal(Path(folder) / "journal", self._journal_bytes)
+                self._journal = Journal(Path(folder) / "journal")
                 opened.callback(self._journal.close)
                 self._marks = Marks(Path(folder) / "checkpoint")
                 opened.callback(self._marks.close)
                 with self._marks.gate():
                     alone = self._journal.take()
+                    if alone:
+                        self._journal.fill(self._journal_bytes)
                     self._open(options, opened, alone=alone)
                     self._journal.share()
             except lmdb.Error as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 import lmdb
 
-from stratum import buckets, housekeeping, stored_extents, volume
+from stratum import buckets, compaction, housekeeping, stored_extents, volume
 from stratum.files import Caller, make
 from stratum.kv import journal, lmdb_store
 from stratum.kv.lmdb_store import LmdbStore
@@ -130,6 +130,8 @@ def main() -> None:
     take_guards_away(flags)
     lmdb_store.JOURNAL_RECORDS_MAX = 40  # several checkpoints in each short life
     volume.RESERVE_BYTES = 65536
+    housekeeping.INTERVAL_S = 0.05  # and files are put together all the time
+    compaction.QUIET_S, compaction.FILE_BYTES_MIN, compaction.NOTED_EVERY, compaction.PIECES_MIN = 0.0, 1, 1, 2
     stored_extents.AGE_S_MIN = 0.1  # small changes of large files move to data files while the power goes
     lock = threading.Lock()
 

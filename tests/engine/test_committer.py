@@ -150,3 +150,17 @@ def test_a_committer_that_breaks_fails_its_callers_instead_of_leaving_them(
         put(opened, "k", b"x")
     with pytest.raises(StorageFailed):
         put(opened, "k", b"x")
+
+
+def test_who_cannot_know_whether_mounts_followed_says_so(opened: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was committed all the same keeps its bytes."""
+
+    def broken(_: int) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(opened._acknowledger, "_wait", broken)
+    opened.mutate(lambda tx: tx.put(b"T" + bytes(8), b"{}"))  # a mount that is not ours
+    with pytest.raises(StorageFailed, match="not known whether every mount"):
+        put(opened, "key", b"body" * 10_000)
+    opened.mutate(lambda tx: tx.delete(b"T" + bytes(8)))
+    assert get(opened, "key") == b"body" * 10_000

@@ -64,7 +64,8 @@ def image(folder: Path, name: str, **other: Path) -> Path:
 
 
 def test_records_follow_each_other_until_one_is_torn(tmp_path: Path) -> None:
-    file = Journal(tmp_path / "j", 1 << 16)
+    file = Journal(tmp_path / "j")
+    file.fill(1 << 16)
     written: list[tuple[int, list[tuple[bytes, bytes | None]]]] = []
     at = 0
     for number in range(3):
@@ -325,6 +326,28 @@ def test_a_record_nobody_was_told_of_is_written_over(folder: Path) -> None:
     store = opened(folder)
     assert rows(store)["w9"] == "1", "alone again, its record is as good as a commit"
     store.close()
+
+
+def test_many_that_begin_at_once_agree(tmp_path: Path) -> None:
+    """The first ones make the files; none wipes what another has written already."""
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        lmdb.open(str(folder), map_size=1 << 30).close()
+        children = [child(folder, str(who)) for who in range(4)]
+        for process in children:
+            assert process.stdout is not None
+            for _ in range(20):
+                assert process.stdout.readline()
+        told = []
+        for process in children:
+            process.kill()
+            process.wait()
+            told.append(said(process) or 20)
+        store = opened(folder)
+        found = rows(store)
+        assert all(int(found[f"w{who}"]) >= told[who] for who in range(4))
+        store.close()
 
 
 def test_an_idle_process_holds_no_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
