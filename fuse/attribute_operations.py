@@ -115,8 +115,6 @@ class AttributeOperations(FileOperations):
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if name == b"security.capability":  # asked before every write(2); there never is one
-            raise pyfuse3.FUSEError(errno.ENODATA)
         if access_lists.is_one(name) and not self._fresh(inode).flags & access_lists.FLAGS[name]:
             raise pyfuse3.FUSEError(errno.ENODATA)
         await self._settle_number(inode)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -61,8 +60,7 @@ class Commits:
                 if not outcome:
                     asleep.append(trio.Event())
                 else:
-                    with suppress(BlockingIOError):
-                        os.eventfd_read(self._ended)
+                    os.eventfd_read(self._ended)
         if asleep:
             with trio.CancelScope(shield=True):
                 await asleep[0].wait()

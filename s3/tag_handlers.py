@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stratum import buckets, objects, tags
-from stratum.errors import NoSuchKey
 from stratum.s3 import access
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import read_document
 from stratum.s3.bucket_handlers import require_owner
-from stratum.s3.context import Context, check_key, version_id
 from stratum.s3.errors import S3Error
+from stratum.s3.object_read import look_up
 from stratum.s3.xml import document, element, only, parse
 
 if TYPE_CHECKING:
     from stratum.objects import ObjectState
+    from stratum.s3.context import Context
     from stratum.transaction import InodeReader, MetadataTransaction
 
 
@@ -50,14 +50,7 @@ def _document(found: dict[str, str]) -> bytes:
 
 
 def _object(context: Context, reader: InodeReader) -> ObjectState:
-    bucket = context.bucket(reader)
-    check_key(context.key)
-    version_id(context)
-    try:
-        state = objects.head(reader, bucket, context.key)
-    except NoSuchKey:
-        access.check_bucket(bucket, context.identity, access.READ)
-        raise
+    bucket, state = look_up(context, reader)
     if not access.may_use_tags(bucket, state.metadata, context.identity):
         raise S3Error("AccessDenied", "access denied")
     return state

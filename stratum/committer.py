@@ -62,11 +62,15 @@ class Mutation(Generic[T]):
             self._lock = threading.Lock()
             self._lock.acquire()
 
-    def finish(self) -> None:
-        self.finished = True
+    def let_go(self) -> None:
+        """The function has run, or never will: who stands still for it goes on."""
         if self.computed is not None:
             self.computed.release()
             self.computed = None
+
+    def finish(self) -> None:
+        self.finished = True
+        self.let_go()
         if self._lock is not None:
             self._lock.release()
         elif self.done is not None:
@@ -253,15 +257,9 @@ class Committer:
                             raise
                         mutation.error = error
                 tx.flush()
-            self._let_go(batch)
+            for mutation in batch:
+                mutation.let_go()
             return tx.logged, tx.id
-
-    @staticmethod
-    def _let_go(batch: list[Mutation[Any]]) -> None:
-        for mutation in batch:
-            if mutation.computed is not None:
-                mutation.computed.release()
-                mutation.computed = None
 
     @staticmethod
     def _fail(batch: list[Mutation[Any]], error: BaseException) -> None:
