@@ -140,6 +140,10 @@ class Base(pyfuse3.Operations):
         self._volume = volume
         self.root = root
         self.shared = shared
+        self.names_cached = not shared
+        """Whether the kernel may still have names."""
+        self.renamed_to: set[tuple[int, bytes]] | None = None
+        """While names are being dropped (`sharing.py`): where some have gone meanwhile."""
         self._entry_cache_s = 0.0 if shared else CACHE_S
         self.commits = Commits(volume)
         self.open_files = OpenFiles()
@@ -151,6 +155,12 @@ class Base(pyfuse3.Operations):
     async def commit(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
         """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""
         return await self.commits.run(function, frees=frees)
+
+    def stop_caching_names(self) -> None:
+        """From now on this mount answers as one of several; what the kernel knows already is for `sharing.py` to drop."""
+        self.shared = True
+        self.renamed_to = set()
+        self._entry_cache_s = 0.0
 
     def kernel_number(self, number: int) -> int:
         return pyfuse3.ROOT_INODE if number == self.root else number

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -14,21 +13,22 @@ import trio
 
 from stratum import buckets, counting, housekeeping, notify
 from stratum.acknowledge import detach
-from stratum.errors import Busy, StratumError, UnfinishedMount
-from stratum.fuse import _negotiate
+from stratum.errors import StratumError, UnfinishedMount
+from stratum.fuse import _negotiate, sharing
 from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
 from stratum.log import get_logger
 from stratum.mountd import ask_mount, helper_of, mount_at, tune
-from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
+from stratum.schema import key_u64, pack_json
 from stratum.undisturbed import Undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.fuse.sharing import Wanted
+    from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
 
 log = get_logger("mount")
@@ -48,30 +48,6 @@ def remove_stale(volume: Volume, mountpoint: Path) -> None:
         raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
 
 
-@dataclass(slots=True, frozen=True)
-class Wanted:
-    """What is mounted and how. `bucket` empty: all of them."""
-
-    bucket: str = ""
-    read_only: bool = False
-    shared: bool = False
-
-
-def check_others(reader: InodeReader, wanted: Wanted) -> None:
-    """Raises `Busy` if there is a writable mount of an overlapping tree that does not go with this one."""
-    if wanted.read_only:
-        return
-    for _, raw in reader.scan(*prefix_range(b"T")):
-        row = unpack_json(raw)
-        overlaps = not row.get("bucket") or not wanted.bucket or row["bucket"] == wanted.bucket
-        if row["read_only"] or not overlaps or (wanted.shared and row.get("shared")):
-            continue
-        raise Busy(
-            f"this tree is mounted for writing at {row['mountpoint']}; unmount that one, mount with --read-only, "
-            "or mount both with --shared-without-locks"
-        )
-
-
 def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted: Wanted) -> None:
     """Mount and serve until SIGTERM, SIGINT or umount. Any number of read-only mounts stand beside a writable one.
 
@@ -79,8 +55,9 @@ def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted
     wait for each other's acknowledgement while the kernel holds the locks those need, unless they cache no names.
     """
     housekeeping.recover(volume)
+    sharing.ask(volume, wanted)
     with volume.snapshot() as reader:
-        check_others(reader, wanted)
+        sharing.check(reader, wanted)
         root = buckets.get(reader, wanted.bucket).inode if wanted.bucket else pyfuse3.ROOT_INODE
     remove_stale(volume, mountpoint)
     mountpoint.mkdir(parents=True, exist_ok=True)
@@ -150,7 +127,7 @@ async def _main(
     follower.start()
 
     def register(tx: MetadataTransaction) -> None:
-        check_others(tx, wanted)
+        sharing.check(tx, wanted)
         tx.put(key_u64(b"T", session), pack_json(row))
 
     await operations.commit(register)
@@ -160,6 +137,8 @@ async def _main(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, operations)
             nursery.start_soon(_background, volume, operations)
+            if not wanted.read_only:
+                nursery.start_soon(sharing.share_when_asked, volume, operations)
             nursery.start_soon(_announce, mountpoint, ready)
             operations.commits.session = Session()
             operations.commits.session.install()

@@ -159,7 +159,7 @@ class Follower:
         operations = self._operations
         if row.parent and (row.parent in known or row.parent == operations.root):
             parent = operations.kernel_number(row.parent)
-            for name in () if operations.shared else mount_names.possible_names(row.entry):
+            for name in mount_names.possible_names(row.entry) if operations.names_cached else ():
                 if len(name) <= mount_names.NAME_BYTES_MAX:
                     with suppress(FileNotFoundError):
                         pyfuse3.invalidate_entry(parent, name)

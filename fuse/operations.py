@@ -153,6 +153,8 @@ class Operations(AttributeOperations):
             files.rename(tx, parent_inode_old, name_old, parent_inode_new, name_new, flags, self.open_files.is_used)
 
         await self.commit(change, frees=True)
+        if self.renamed_to is not None:
+            self.renamed_to |= {(parent_inode_old, name_old), (parent_inode_new, name_new)}
         for number in victims:
             self._lost_name(number)
 

@@ -171,7 +171,7 @@ def mount(options: Namespace) -> int:
 
 
 def _mount(options: Namespace, announced: Callable[[], None]) -> int:
-    from stratum.fuse import daemon
+    from stratum.fuse import daemon, sharing
     from stratum.housekeeping import Housekeeper
     from stratum.processes import die_with_parent
 
@@ -203,7 +203,7 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
         try:
             bucket = options.bucket or ("" if options.directory else config.mount_bucket)
             shared = options.shared_without_locks or config.mount_shared_without_locks
-            wanted = daemon.Wanted(bucket, options.read_only, shared)
+            wanted = sharing.Wanted(bucket, options.read_only, shared)
             daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted)
         finally:
             if housekeeper is not None:

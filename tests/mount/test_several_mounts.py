@@ -129,14 +129,63 @@ def test_a_writer_with_many_descriptors_waits_for_mounts_too(plain: Server, tmp_
                 os.close(descriptor)
 
 
-@pytest.mark.parametrize(("first", "second"), [((), ()), ((SHARED,), ()), ((), (SHARED,)), (("--bucket", "one"), ())])
-def test_writable_mounts_of_one_tree_must_all_say_that_they_share(
+@pytest.mark.parametrize(("first", "second"), [((), ()), ((SHARED,), ()), (("--bucket", "one"), ())])
+def test_a_second_writable_mount_must_say_that_it_shares(
     plain: Server, tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...]
 ) -> None:
     with mounting(plain, tmp_path / "a", *first):
         refused = stratum("mount", plain.root, tmp_path / "b", *second, expect=None)
         assert refused.returncode != 0
         assert SHARED in refused.stderr
+
+
+def test_a_running_mount_gives_up_its_names_for_a_second_one(plain: Server, tmp_path: Path) -> None:
+    """Everything that the first has cached before is dropped, moved names too, and what it has not committed is."""
+    with mounting(plain, tmp_path / "a") as first:
+        folder = first / "one" / "kept"
+        (folder / "deep").mkdir(parents=True)
+        for number in range(3000):
+            (folder / f"f{number}").write_bytes(b"%d" % number)
+        (folder / "deep" / "inner").write_bytes(b"inner")
+        ending = threading.Event()
+        moves = 0
+
+        def move() -> None:
+            nonlocal moves
+            while not ending.is_set():
+                (folder / f"m{moves}" if moves else folder / "f0").rename(folder / f"m{moves + 1}")
+                moves += 1
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        with (folder / "open").open("wb") as held:
+            held.write(b"not closed")
+            held.flush()
+            with mounting(plain, tmp_path / "b", SHARED) as second:
+                ending.set()
+                mover.join(30)
+                there = second / "one" / "kept"
+                assert (there / "open").read_bytes() == b"not closed"
+                assert (there / f"m{moves}").read_bytes() == b"0"
+                (there / f"m{moves}").unlink()
+                assert not (folder / f"m{moves}").exists()
+                for number in range(1, 3000):
+                    if number % 3:
+                        (there / f"f{number}").rename(there / f"g{number}")
+                for number in range(1, 3000):
+                    assert (folder / f"f{number}").exists() == (number % 3 == 0)
+                (there / "deep").rename(there / "deeper")
+                assert not (folder / "deep" / "inner").exists()
+                assert (folder / "deeper" / "inner").read_bytes() == b"inner"
+                with pytest.raises(FileExistsError):
+                    (there / "open").open("x")
+                (folder / "new").touch()
+                assert (there / "new").exists()
+        refused = stratum("mount", plain.root, tmp_path / "c", expect=None)
+        assert SHARED in refused.stderr
+    assert moves
+    assert "fenced" not in plain.log.read_text()
+    assert "mount_shared" in plain.log.read_text()
 
 
 def test_a_mount_of_one_bucket(plain: Server, tmp_path: Path) -> None:
