@@ -52,6 +52,13 @@ class Names:
         if number is not None:
             self.learn(new_parent, new_name, number)
 
+    def told(self) -> list[tuple[int, int, str]]:
+        return [(number, parent, name.hex()) for number, (parent, name) in self._by_number.items()]
+
+    def take_over(self, told: list[tuple[int, int, str]]) -> None:
+        for number, parent, name in told:
+            self.learn(parent, bytes.fromhex(name), number)
+
     def path(self, number: int, name: bytes | None = None) -> str:
         """Below the root of all buckets, without a slash before it."""
         parts = [] if name is None else [os.fsdecode(name)]

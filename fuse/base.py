@@ -144,6 +144,8 @@ class Base(pyfuse3.Operations):
         """Whether the kernel may still have names."""
         self.renamed_to: set[tuple[int, bytes]] | None = None
         """While names are being dropped (`sharing.py`): where some have gone meanwhile."""
+        self.forgetting = trio.Lock()
+        """Held while names are being dropped, and while the mount is passed on to another program."""
         self._entry_cache_s = 0.0 if shared else CACHE_S
         self.commits = Commits(volume)
         self.open_files = OpenFiles()

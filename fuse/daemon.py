@@ -14,13 +14,13 @@ import trio
 from stratum import buckets, counting, housekeeping, notify
 from stratum.acknowledge import detach
 from stratum.errors import StratumError, UnfinishedMount
-from stratum.fuse import _negotiate, sharing
+from stratum.fuse import _negotiate, sharing, takeover
 from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
 from stratum.log import get_logger
 from stratum.mountd import ask_mount, helper_of, mount_at, tune
-from stratum.schema import key_u64, pack_json
+from stratum.schema import key_u64, pack_json, unpack_json
 from stratum.undisturbed import Undisturbed
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stratum.fuse.sharing import Wanted
+    from stratum.fuse.takeover import Handover
     from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
 
@@ -48,123 +49,202 @@ def remove_stale(volume: Volume, mountpoint: Path) -> None:
         raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
 
 
-def serve(volume: Volume, mountpoint: Path, *, ready: Callable[[], None], wanted: Wanted) -> None:
+def serve(
+    volume: Volume,
+    mountpoint: Path,
+    *,
+    ready: Callable[[], None],
+    wanted: Wanted,
+    taken_over: Handover | None = None,
+) -> Handover | None:
     """Mount and serve until SIGTERM, SIGINT or umount. Any number of read-only mounts stand beside a writable one.
+
+    `taken_over`: what another program has passed on; then nothing is mounted. Returns what is to be passed on, after SIGUSR2.
 
     Raises `UnfinishedMount`, `NoSuchBucket`, or `Busy` if the tree is mounted for writing already: two writable mounts would
     wait for each other's acknowledgement while the kernel holds the locks those need, unless they cache no names.
     """
     housekeeping.recover(volume)
-    sharing.ask(volume, wanted)
+    if taken_over is None:
+        sharing.ask(volume, wanted)
     with volume.snapshot() as reader:
-        sharing.check(reader, wanted)
+        if taken_over is None:
+            sharing.check(reader, wanted)
         root = buckets.get(reader, wanted.bucket).inode if wanted.bucket else pyfuse3.ROOT_INODE
-    remove_stale(volume, mountpoint)
-    mountpoint.mkdir(parents=True, exist_ok=True)
-    operations = Operations(volume, root=root, shared=wanted.shared, bucket=wanted.bucket)
+        shared = wanted.shared if taken_over is None else sharing.is_shared(reader, volume.session.id)
+    operations = Operations(volume, root=root, shared=shared, bucket=wanted.bucket)
     helper = helper_of(volume.root, volume.config)
+    if taken_over is None:
+        remove_stale(volume, mountpoint)
+        mountpoint.mkdir(parents=True, exist_ok=True)
+        _mount(operations, mountpoint, helper, read_only=wanted.read_only)
+    else:
+        pyfuse3.init(operations, f"/dev/fd/{taken_over.connection}", set(pyfuse3.default_options))
+    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over)
+    try:
+        trio.run(serving.run)
+    finally:
+        if serving.handover is None:
+            serving.unmount(detaches=helper is not None or taken_over is not None)
+        if serving.follower is not None:
+            serving.follower.stop()
+    return serving.handover
+
+
+def _mount(operations: Operations, mountpoint: Path, helper: Path | None, *, read_only: bool) -> None:
+    """Raises `UnfinishedMount`."""
     try:
         if helper is not None:
-            descriptor = ask_mount(helper, mountpoint, read_only=wanted.read_only)
+            descriptor = ask_mount(helper, mountpoint, read_only=read_only)
             pyfuse3.init(operations, f"/dev/fd/{descriptor}", set(pyfuse3.default_options))
         else:
             options = {"fsname=stratum", "subtype=stratum", "allow_other", "default_permissions"}
             pyfuse3.init(
-                operations,
-                str(mountpoint),
-                set(pyfuse3.default_options) | options | ({"ro"} if wanted.read_only else set()),
+                operations, str(mountpoint), set(pyfuse3.default_options) | options | ({"ro"} if read_only else set())
             )
     except RuntimeError as error:
         raise UnfinishedMount(
             f"{mountpoint} could not be mounted ({error}); is /dev/fuse there? A volume that does not belong to root is mounted through `stratum mountd`"
         ) from error
-    followers: list[Follower] = []
-    try:
-        trio.run(_main, volume, operations, mountpoint, ready, followers, wanted)
-    finally:
-        # Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
-        if helper is not None:
-            with suppress(UnfinishedMount):
-                detach(volume, str(mountpoint))
-        pyfuse3.close(unmount=True)
-        session = volume.session.id
+
+
+class _Serving:
+    """The loop of one mount. `handover` is set when another program is to go on with it."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        operations: Operations,
+        mountpoint: Path,
+        ready: Callable[[], None],
+        wanted: Wanted,
+        taken_over: Handover | None,
+    ) -> None:
+        self._volume = volume
+        self._operations = operations
+        self._mountpoint = mountpoint
+        self._ready = ready
+        self._wanted = wanted
+        self._taken_over = taken_over
+        self._row_key = key_u64(b"T", volume.session.id)
+        self.follower: Follower | None = None
+        self.handover: Handover | None = None
+
+    async def run(self) -> None:
+        volume, operations = self._volume, self._operations
+        token = trio.lowlevel.current_trio_token()
+        volume.committer.undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
+        idle = Idle()
+        trio.lowlevel.add_instrument(idle)
+        if self._taken_over is not None:
+            takeover.take_over(self._taken_over, operations)
+        self.follower = Follower(volume, operations, token, idle)
+        line = mount_at(str(self._mountpoint))
+        if line is None:
+            raise UnfinishedMount(f"{self._mountpoint} vanished while it was being mounted")
+        self.follower.start()
+        if self._taken_over is None:
+            await self._register(line.device, self.follower.socket_name)
+            if helper_of(volume.root, volume.config) is None:
+                tune(line.device)
+        session = operations.commits.session = Session(self._taken_over.init if self._taken_over else b"")
+        session.install()
         try:
-            volume.mutate(lambda tx: tx.delete(key_u64(b"T", session)), frees=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_signal, nursery.cancel_scope)
+                nursery.start_soon(_background, volume, operations)
+                if not self._wanted.read_only:
+                    nursery.start_soon(sharing.share_when_asked, volume, operations)
+                nursery.start_soon(self._announce)
+                await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+                await operations.flush_old(everything=True)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.follower.loop_ended()
+
+    async def _register(self, device: int, socket_name: str) -> None:
+        row = {
+            "socket": socket_name,
+            "device": device,
+            "mountpoint": str(self._mountpoint),
+            "slot": self._volume.session.slot,
+            "read_only": self._wanted.read_only,
+            "bucket": self._wanted.bucket,
+            "shared": self._wanted.shared,
+        }
+
+        def register(tx: MetadataTransaction) -> None:
+            sharing.check(tx, self._wanted)
+            tx.put(self._row_key, pack_json(row))
+
+        await self._operations.commit(register)
+
+    async def _announce(self) -> None:
+        """Ready is when the mount answers, not when it was asked for."""
+        await trio.to_thread.run_sync(os.statvfs, self._mountpoint, abandon_on_cancel=True)
+        if not _negotiate.keeps_umask_out():
+            log.error(
+                "umask_comes_first", why="the kernel narrows default access lists by the umask; update it or libfuse"
+            )
+        if self._taken_over is not None:
+            if _negotiate.negotiated()[1] != self._taken_over.wanted:
+                raise UnfinishedMount("this program would have agreed on other things with the kernel; mount again")
+            log.info("mount_taken_over", mountpoint=str(self._mountpoint))
+        self._ready()
+
+    async def _until_signal(self, everything: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR2) as signals:
+            async for number in signals:
+                if number == signal.SIGUSR2:
+                    if await self._hand_over():
+                        everything.cancel()
+                        return
+                    continue
+                log.info("mount_ending", signal=signal.Signals(number).name)
+                notify.send(STOPPING=1)
+                await self._operations.flush_old(everything=True)
+                pyfuse3.terminate()
+                return
+
+    async def _hand_over(self) -> bool:
+        assert self.follower is not None, "the loop runs"
+        why = await takeover.why_not_possible(self._volume)
+        if not why:
+            async with self._operations.forgetting:
+                notify.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+                why = await takeover.stand_still(self._operations, self.follower)
+                if not why:
+                    log.info("mount_passed_on", mountpoint=str(self._mountpoint))
+                    self.handover = takeover.prepare(self._volume, self._operations)
+                    return True
+                notify.send(READY=1)
+        log.error("mount_not_passed_on", why=why)
+        refused = {"why": why, "at_ns": time.time_ns()}
+
+        def tell(tx: MetadataTransaction) -> None:
+            raw = tx.get(self._row_key)
+            if raw is not None:
+                tx.put(self._row_key, pack_json({**unpack_json(raw), "refused": refused}))
+
+        try:
+            await self._operations.commit(tell)
+        except StratumError as error:
+            log.warning("refusal_not_told", error=error.message)
+        return False
+
+    def unmount(self, *, detaches: bool) -> None:
+        """Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
+
+        `detaches`: pyfuse3 knows a descriptor only, not where it is mounted.
+        """
+        if detaches:
+            with suppress(UnfinishedMount):
+                detach(self._volume, str(self._mountpoint))
+        pyfuse3.close(unmount=True)
+        try:
+            self._volume.mutate(lambda tx: tx.delete(self._row_key), frees=True)
         except StratumError as error:
             log.warning("mount_row_left", error=str(error))
-        for follower in followers:
-            follower.stop()
-
-
-async def _main(
-    volume: Volume,
-    operations: Operations,
-    mountpoint: Path,
-    ready: Callable[[], None],
-    followers: list[Follower],
-    wanted: Wanted,
-) -> None:
-    token = trio.lowlevel.current_trio_token()
-    volume.committer.undisturbed = Undisturbed(token.run_sync_soon)  # RunFinishedError is a RuntimeError
-    idle = Idle()
-    trio.lowlevel.add_instrument(idle)
-    follower = Follower(volume, operations, token, idle)
-    followers.append(follower)
-    line = mount_at(str(mountpoint))
-    if line is None:
-        raise UnfinishedMount(f"{mountpoint} vanished while it was being mounted")
-    device = line.device
-    row = {
-        "socket": follower.socket_name,
-        "device": device,
-        "mountpoint": str(mountpoint),
-        "slot": volume.session.slot,
-        "read_only": wanted.read_only,
-        "bucket": wanted.bucket,
-        "shared": wanted.shared,
-    }
-    session = volume.session.id
-    follower.start()
-
-    def register(tx: MetadataTransaction) -> None:
-        sharing.check(tx, wanted)
-        tx.put(key_u64(b"T", session), pack_json(row))
-
-    await operations.commit(register)
-    if helper_of(volume.root, volume.config) is None:
-        tune(device)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_signal, operations)
-            nursery.start_soon(_background, volume, operations)
-            if not wanted.read_only:
-                nursery.start_soon(sharing.share_when_asked, volume, operations)
-            nursery.start_soon(_announce, mountpoint, ready)
-            operations.commits.session = Session()
-            operations.commits.session.install()
-            await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
-            await operations.flush_old(everything=True)
-            nursery.cancel_scope.cancel()
-    finally:
-        follower.loop_ended()
-
-
-async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
-    """Ready is when the mount answers, not when it was asked for."""
-    await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
-    if not _negotiate.keeps_umask_out():
-        log.error("umask_comes_first", why="the kernel narrows default access lists by the umask; update it or libfuse")
-    ready()
-
-
-async def _until_signal(operations: Operations) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("mount_ending", signal=signal.Signals(number).name)
-            notify.send(STOPPING=1)
-            await operations.flush_old(everything=True)
-            pyfuse3.terminate()
-            return
 
 
 async def _background(volume: Volume, operations: Operations) -> None:

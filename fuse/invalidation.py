@@ -58,8 +58,10 @@ class Follower:
         self._volume = volume
         self._operations = operations
         self._token = token
-        self._applied = volume.store.last_id()
-        volume.session.publish_applied(self._applied)
+        _, _, self._applied = volume.session.read_slot(volume.session.slot)
+        if not self._applied:  # nobody has followed for this mount yet: the kernel knows nothing
+            self._applied = volume.store.last_id()
+            volume.session.publish_applied(self._applied)
         self.socket_name = f"mount-{volume.session.id}.sock"
         self._folder_fd = os.open(volume.meta, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -71,10 +73,22 @@ class Follower:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="invalidator", daemon=True)
         self._ending = False
+        self._paused = False
+        self._following = threading.Lock()
+        """Held while the kernel is being told."""
         self._loop_ended = threading.Event()
 
     def start(self) -> None:
         self._thread.start()
+
+    def pause(self) -> None:
+        """Tell the kernel nothing until `resume`. Blocks until what is being told has been taken, for which the kernel may need the loop."""
+        with self._following:
+            self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._wake_writer.send(b"x")
 
     def stop(self) -> None:
         self._ending = True
@@ -89,33 +103,39 @@ class Follower:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._wake_reader, selectors.EVENT_READ)
+            owing: list[socket.socket] = []
             while not self._ending:
                 ready = selector.select(IDLE_CHECK_S)
-                answered: list[socket.socket] = []
                 for key, _ in ready:
                     connection = key.fileobj
                     assert isinstance(connection, socket.socket)
                     if connection is self._listener:
                         accepted, _ = self._listener.accept()
                         selector.register(accepted, selectors.EVENT_READ)
-                    elif connection is not self._wake_reader:
+                    elif connection is self._wake_reader:
+                        connection.recv(1)
+                    else:
                         try:
                             poke = connection.recv(POKE.size)
                         except OSError:
                             poke = b""
                         if poke:
-                            answered.append(connection)
+                            owing.append(connection)
                         else:
                             selector.unregister(connection)
                             connection.close()
                 try:
-                    self._follow()
+                    with self._following:
+                        if self._paused:
+                            continue
+                        self._follow()
                 except Exception:
                     log.exception("change_log_not_followed")
                     continue
-                for connection in answered:
+                for connection in owing:
                     with suppress(OSError):
                         connection.send(POKE.pack(self._applied))
+                owing = []
 
     def _follow(self) -> None:
         at = key_u64_u64(b"L", self._applied + 1, 0)

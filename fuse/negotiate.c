@@ -7,6 +7,8 @@
  *
  * Knowing the session, it also receives a request without waiting and hands it to pyfuse3's handlers, for fuse/session.py; and it
  * answers by itself the question that the kernel asks before every write(2): whether the file has capabilities. None ever has.
+ *
+ * And it keeps the kernel's first message, for a program that takes the connection over: see fuse/takeover.py.
  */
 
 #define _GNU_SOURCE
@@ -17,6 +19,7 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <poll.h>
+#include <stdint.h>
 #include <string.h>
 #include <time.h>
 
@@ -27,6 +30,8 @@ static void (*getxattr_of_caller)(fuse_req_t, fuse_ino_t, const char *, size_t);
 static unsigned int wanted;
 static struct fuse_session *session;
 static struct fuse_buf buffer;
+static char init_message[256];
+static size_t init_bytes;
 
 static void init(void *userdata, struct fuse_conn_info *connection)
 {
@@ -80,6 +85,46 @@ static PyObject *begin(PyObject *module, PyObject *unused)
     return PyLong_FromLong(descriptor);
 }
 
+/* Every request begins with its length and its kind, 32 bits each (FUSE_INIT is 26), in a header of 40 bytes (linux/fuse.h). */
+static void keep_init(const char *message, size_t bytes)
+{
+    uint32_t kind;
+
+    if (bytes < 40 || bytes > sizeof init_message)
+        return;
+    memcpy(&kind, message + 4, sizeof kind);
+    if (kind != 26)
+        return;
+    memcpy(init_message, message, bytes);
+    init_bytes = bytes;
+}
+
+static PyObject *negotiated(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return Py_BuildValue("y#I", init_message, (Py_ssize_t)init_bytes, wanted);
+}
+
+static PyObject *replay(PyObject *module, PyObject *message)
+{
+    struct fuse_buf told = {0};
+    char *bytes;
+    Py_ssize_t size;
+
+    (void)module;
+    if (PyBytes_AsStringAndSize(message, &bytes, &size) < 0)
+        return NULL;
+    keep_init(bytes, size);
+    if (init_bytes != (size_t)size) {
+        PyErr_SetString(PyExc_ValueError, "this is not the first message of a kernel");
+        return NULL;
+    }
+    told.mem = init_message;
+    told.size = init_bytes;
+    fuse_session_process_buf(session, &told);
+    Py_RETURN_NONE;
+}
+
 /* The interpreter is kept: receiving never sleeps, and the handlers that libfuse calls want it at once. */
 static PyObject *step(PyObject *module, PyObject *unused)
 {
@@ -97,6 +142,8 @@ static PyObject *step(PyObject *module, PyObject *unused)
         errno = -received;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    if (init_bytes == 0)
+        keep_init(buffer.mem, received);
     fuse_session_process_buf(session, &buffer);
     return PyLong_FromLong(1);
 }
@@ -149,6 +196,8 @@ static PyMethodDef functions[] = {
     {"keeps_umask_out", keeps_umask_out, METH_NOARGS, "Whether the kernel leaves the umask of the last session to us."},
     {"begin", begin, METH_NOARGS, "Let no read of the session's descriptor wait; the descriptor."},
     {"step", step, METH_NOARGS, "Receive a request and call its handler: 1; 0 if there is none, -1 at the end of the session."},
+    {"negotiated", negotiated, METH_NOARGS, "The kernel's first message and what was wanted of it, as bits."},
+    {"replay", replay, METH_O, "Handle a first message that another program has answered already."},
     {"spin", spin, METH_O, "Look for a request for so many microseconds; whether there is one."},
     {"wait", wait_for, METH_VARARGS, "Wait for a descriptor or a request, for so many microseconds."},
     {NULL, NULL, 0, NULL},

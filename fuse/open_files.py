@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -186,6 +186,39 @@ class OpenFiles:
             self.lookups[number] = left
         else:
             self.lookups.pop(number, None)
+
+    def uncommitted(self) -> bool:
+        """Whether there are bytes that only this process has: some that can be committed, or those of a lost file."""
+        return any(state.uncommitted or state.pending is not None for state in self.files.values())
+
+    def told(self) -> dict[str, Any]:
+        """What a kernel counts on, for another program to take over; nothing may be uncommitted."""
+        assert not self.uncommitted(), "what only this process has cannot be told"
+        return {
+            "lookups": list(self.lookups.items()),
+            "handles": [
+                (handle, opened.state.number, opened.writable, opened.state.nameless)
+                for handle, opened in self.handles.items()
+            ],
+            "directories": [
+                (handle, opened.number, [(cookie, entry.hex()) for cookie, entry in opened.positions.items()])
+                for handle, opened in self.directories.items()
+            ],
+            "next": next(self._numbers),
+        }
+
+    def take_over(self, told: dict[str, Any]) -> None:
+        """Go on from what another program has told."""
+        self.lookups.update((number, count) for number, count in told["lookups"])
+        for handle, number, writable, nameless in told["handles"]:
+            state = self.files.setdefault(number, FileState(number))
+            state.handles += 1
+            state.nameless = nameless
+            self.handles[handle] = FileHandle(state, writable)
+        for handle, number, positions in told["directories"]:
+            opened = self.directories[handle] = DirectoryHandle(number)
+            opened.positions.update((cookie, bytes.fromhex(entry)) for cookie, entry in positions)
+        self._numbers = itertools.count(told["next"])
 
     def dirty_bytes(self) -> int:
         return sum(state.buffer.memory_bytes for state in self.files.values() if state.buffer is not None)

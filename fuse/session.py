@@ -50,7 +50,9 @@ def _go_on(coroutine: Coroutine[Any, Any, None], message: Any) -> Generator[Any,
 class Session:
     """Takes the place of pyfuse3's loop: `install` before `pyfuse3.main`. One a process, as pyfuse3 has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, init: bytes = b"") -> None:
+        """`init`: the kernel's first message, if another program has answered it already (`takeover.py`)."""
+        self._init = init
         self._taken: Coroutine[Any, Any, None] | None = None
         self._stand_by: list[trio.lowlevel.Task] = []
         self._tasks = 1
@@ -60,6 +62,25 @@ class Session:
         self._ended = False
         self._turn = 0
         self._starting = False
+        self._quiet = trio.Event()
+        self._resumed: trio.Event | None = None
+        """While no request is taken."""
+
+    def pause(self) -> None:
+        """Take no request after those that are being worked on, until `resume`. From a task of the loop, so that no handler is half-way in."""
+        self._resumed = trio.Event()
+        trio.lowlevel.notify_closing(self._fd)
+
+    async def quiet(self) -> None:
+        """Wait until no handler waits for anything; for a loop that is paused."""
+        while self._waiting:
+            self._quiet = trio.Event()
+            await self._quiet.wait()
+
+    def resume(self) -> None:
+        assert self._resumed is not None, "only what was paused goes on"
+        self._resumed.set()
+        self._resumed = None
 
     @property
     def is_alone(self) -> bool:
@@ -90,6 +111,8 @@ class Session:
         self._nursery = nursery
         self._tasks_max = tasks_max
         self._fd = _negotiate.begin()
+        if self._init:
+            _negotiate.replay(self._init)
         await self._work()
 
     async def _work(self) -> None:
@@ -112,6 +135,8 @@ class Session:
                 await _go_on(coroutine, message)
             finally:
                 self._waiting -= 1
+                if not self._waiting:
+                    self._quiet.set()
             if not await self._may_read():
                 self._tasks -= 1
                 return
@@ -119,6 +144,8 @@ class Session:
     async def _receive(self) -> Coroutine[Any, Any, None] | None:
         """The next handler that is to be run; None at the end."""
         while True:
+            if self._resumed is not None:
+                await self._resumed.wait()
             self._turn += 1
             if self._turn > TURN or (self._waiting and self._turn > 1):
                 self._turn = 0
@@ -135,7 +162,7 @@ class Session:
                 try:
                     await trio.lowlevel.wait_readable(self._fd)
                 except trio.ClosedResourceError:
-                    return None
+                    continue  # woken by `pause` or by pyfuse3.terminate, which `step` knows of
 
     def _pass_on(self) -> None:
         if self._stand_by:

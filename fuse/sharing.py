@@ -25,7 +25,7 @@ import pyfuse3
 import trio
 
 from stratum import housekeeping, mount_names, tree
-from stratum.errors import Busy
+from stratum.errors import Busy, UnfinishedMount
 from stratum.log import get_logger
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
 
@@ -75,6 +75,14 @@ def check(reader: InodeReader, wanted: Wanted) -> None:
             )
 
 
+def is_shared(reader: InodeReader, session: int) -> bool:
+    """Of a mount that is there. Raises `UnfinishedMount` if it has been fenced."""
+    raw = reader.get(key_u64(b"T", session))
+    if raw is None:
+        raise UnfinishedMount("this mount was detached because it did not answer; mount again")
+    return bool(unpack_json(raw)["shared"])
+
+
 def ask(volume: Volume, wanted: Wanted) -> None:
     """Have the writable mounts of the tree stop caching names, if `wanted` is to stand beside them. Blocks, at most ASKED_S_MAX.
 
@@ -109,7 +117,8 @@ async def share_when_asked(volume: Volume, operations: Operations) -> None:
         with volume.snapshot() as reader:
             raw = reader.get(key)
         if raw is not None and unpack_json(raw).get("asked"):
-            await share(volume, operations)
+            async with operations.forgetting:
+                await share(volume, operations)
 
 
 async def share(volume: Volume, operations: Operations) -> None:

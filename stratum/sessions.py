@@ -21,9 +21,10 @@ import struct
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum.errors import Busy, NoSpace, StratumError
+from stratum.errors import Busy, NoSpace, SessionDead, StratumError
 from stratum.schema import key_u64, pack_json, pack_u64, unpack_json, unpack_u64
 
 if TYPE_CHECKING:
@@ -40,10 +41,21 @@ _WORD = struct.Struct("<Q")
 NOT_READING = (1 << 64) - 1
 
 
+@dataclass(slots=True, frozen=True)
+class Inherited:
+    """A session that one program passes to the next: `lock` is the descriptor that holds the flock, `counter` the next number."""
+
+    id: int
+    slot: int
+    lock: int
+    counter: int = 0
+
+
 class Session:
     """The entry of the process itself."""
 
-    def __init__(self, meta: Path, store: Store, role: str) -> None:
+    def __init__(self, meta: Path, store: Store, role: str, inherited: Inherited | None = None) -> None:
+        """Raises `SessionDead` if `inherited` has been declared dead."""
         self.role = role
         self._store = store
         self._folder = meta / "sessions"
@@ -52,10 +64,16 @@ class Session:
         self._lock = threading.Lock()
         self._reading: dict[int, int] = {}
         self._tickets = itertools.count()
-        self.id, self.slot, self._lock_fd = self._register_patiently(store, role)
-        self._counter = itertools.count(1)
+        self._passed_on = False
+        if inherited is None:
+            self.id, self.slot, self._lock_fd = self._register_patiently(store, role)
+            self._counter = itertools.count(1)
+            self._write(2, 0)
+        else:
+            self.id, self.slot, self._lock_fd = inherited.id, inherited.slot, inherited.lock
+            self._counter = itertools.count(inherited.counter)
+            self._go_on(store)
         self._write(1, NOT_READING)
-        self._write(2, 0)
         self._write(0, self.id)
 
     def _register_patiently(self, store: Store, role: str) -> tuple[int, int, int]:
@@ -91,6 +109,15 @@ class Session:
                 os.close(fd)
             raise
         return identity, slot, fd
+
+    def _go_on(self, store: Store) -> None:
+        """Another program has passed the session on."""
+        key = key_u64(b"Z", self.id)
+        with store.transact() as tx:
+            raw = tx.get(key)
+            if raw is None:
+                raise SessionDead("the session that was passed on is dead; restart the process")
+            tx.put(key, pack_json({**unpack_json(raw), "pid": os.getpid(), "started_ns": time.time_ns()}))
 
     def new_id(self) -> int:
         """A number for an inode, extent, segment or key node; never given out twice."""
@@ -160,12 +187,25 @@ class Session:
     def forget_file(self, session: int) -> None:
         (self._folder / str(session)).unlink(missing_ok=True)
 
+    def pass_on(self) -> Inherited:
+        """It goes on in another program: `close` leaves the row, the slot and the lock. The counter is for `next_number` to tell."""
+        self._passed_on = True
+        return Inherited(self.id, self.slot, self._lock_fd)
+
+    @property
+    def is_passed_on(self) -> bool:
+        return self._passed_on
+
+    def next_number(self) -> int:
+        return next(self._counter)
+
     def close(self, remove_row: Callable[[], None]) -> None:
         """A clean end: the row goes first, then the lock."""
-        remove_row()
+        if not self._passed_on:
+            remove_row()
+            self._write(0, 0)
+            self.forget_file(self.id)
+            os.close(self._lock_fd)
         self._write(1, NOT_READING)
-        self._write(0, 0)
-        self.forget_file(self.id)
-        os.close(self._lock_fd)
         self._slots.close()
         self._slots_file.close()

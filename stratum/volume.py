@@ -40,7 +40,7 @@ from stratum.schema import (
     unpack_u64,
 )
 from stratum.segments import SegmentStore, fsync_folder
-from stratum.sessions import SLOTS, Session
+from stratum.sessions import SLOTS, Inherited, Session
 from stratum.transaction import InodeReader, MetadataTransaction
 from stratum.turn import waiting
 from stratum.warm import WarmStore
@@ -181,7 +181,7 @@ class RememberingReader(InodeReader):
 class Volume:
     """`Volume(root, role)` opens; use it as a context manager or call `close`."""
 
-    def __init__(self, root: Path, role: str) -> None:
+    def __init__(self, root: Path, role: str, inherited: Inherited | None = None) -> None:
         self.root = root.resolve()
         self.config = configuration.load(self.root)
         self.meta = self.root / "meta"
@@ -199,7 +199,7 @@ class Volume:
             instance = snapshot.get(b"ginstance")
         self.instance = str(unpack_json(instance)["id"]) if instance is not None else self._name_instance()
         """Names the volume to disks and remotes."""
-        self.session = Session(self.meta, self.store, role)
+        self.session = Session(self.meta, self.store, role, inherited)
         self._check_format(self.store)  # an upgrade may have begun before it could see our session
         self.new_id = self.session.new_id
         self.segments = SegmentStore(

@@ -165,13 +165,15 @@ def s3(options: Namespace) -> int:
 
 
 def mount(options: Namespace) -> int:
-    if options.background:
+    from stratum.fuse import takeover
+
+    if options.background and not options.renew and not takeover.is_due():
         return background.run(lambda ready: _mount(options, ready), "stratum-mount")
     return _mount(options, lambda: None)
 
 
 def _mount(options: Namespace, announced: Callable[[], None]) -> int:
-    from stratum.fuse import daemon, sharing
+    from stratum.fuse import daemon, sharing, takeover
     from stratum.housekeeping import Housekeeper
     from stratum.processes import die_with_parent
 
@@ -184,6 +186,10 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
     directory = options.directory or (Path(config.mount_path) if config.mount_path else None)
     if directory is None:
         raise InvalidArgument(f"no mountpoint: name one, or set mount.path in {options.volume / CONFIG_NAME}")
+    if options.renew:
+        with Volume(options.volume, "renew") as opened:
+            takeover.renew(opened, directory.absolute())
+        return 0
 
     def ready() -> None:
         notify.send(READY=1, STATUS=f"mounted at {directory}")
@@ -196,7 +202,8 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
                 flush=True,
             )
 
-    with Volume(options.volume, "mount") as opened:
+    taken_over = takeover.received()
+    with Volume(options.volume, "mount", taken_over.session if taken_over else None) as opened:
         counting.attach(opened.meta / counting.FOLDER, "mount")
         opened.explain = partial(explain_inode, opened)
         housekeeper = None if options.supervised else Housekeeper(opened)
@@ -204,10 +211,12 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
             bucket = options.bucket or ("" if options.directory else config.mount_bucket)
             shared = options.shared_without_locks or config.mount_shared_without_locks
             wanted = sharing.Wanted(bucket, options.read_only, shared)
-            daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted)
+            handover = daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted, taken_over=taken_over)
         finally:
             if housekeeper is not None:
                 housekeeper.stop()
+    if handover is not None:
+        takeover.pass_on(handover, opened.session.next_number())
     return 0
 
 

@@ -283,6 +283,11 @@ def build_parser() -> argparse.ArgumentParser:
             )
             made.add_argument("--bucket", metavar="NAME", default="", help="mount one bucket instead of all")
             made.add_argument(
+                "--renew",
+                action="store_true",
+                help="have the running mount at DIR go on in the program that is installed now; files stay open",
+            )
+            made.add_argument(
                 "--shared-without-locks",
                 action="store_true",
                 help="allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",

@@ -1,0 +1,189 @@
+"""A mount that goes on in a new program (SIGUSR2): nothing is unmounted, and who has files open only waits.
+
+The process replaces itself by whatever the same command line starts now. It passes on the connection to the kernel, its session with the lock
+that says it lives, and what the kernel counts on: the inodes it looked up and the handles it has open. So for the rest of
+the volume the mount has merely not answered for a moment: its row, slot and orphans stay, writers wait for it as for any slow
+mount, and names and pages that the kernel keeps stay right, since the new program follows the change log from where the old one
+left it.
+
+libfuse refuses a connection whose first message it has not seen, so the new program is told that message (INIT) once more. The kernel
+has no request of that number any more and says so (ENOENT) to the answer, which libfuse takes for an interrupted request.
+
+Invariants
+* Nothing is passed on unless a new program has been seen to start and to open the volume, no handler runs, and nothing is
+  uncommitted. Otherwise the mount goes on as it is and the log says why.
+* A new program that fails later than that ends: the connection closes with it, and the mount is as after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import trio
+
+from stratum.errors import NotFound, UnfinishedMount
+from stratum.fuse import _negotiate
+from stratum.schema import prefix_range, unpack_json
+from stratum.sessions import Inherited
+
+if TYPE_CHECKING:
+    from stratum.fuse.invalidation import Follower
+    from stratum.fuse.operations import Operations
+    from stratum.volume import Volume
+
+ENVIRONMENT = "STRATUM_TAKEOVER"
+"""Where the new program finds the descriptor of what was passed on."""
+VERSION = 1
+REHEARSAL = "import sys, stratum.cli.main; from stratum.fuse import takeover; takeover.rehearse(sys.argv[1])"
+REHEARSAL_S_MAX = 60.0
+QUIET_S_MAX = 10.0
+"""How long requests are held up for those that are being worked on (a recall from a remote can take longer)."""
+
+
+@dataclass(slots=True, frozen=True)
+class Handover:
+    """What one program passes to the next. `wanted`: what was agreed on with the kernel, as bits."""
+
+    session: Inherited
+    connection: int
+    init: bytes
+    wanted: int
+    files: dict[str, Any]
+
+
+def rehearse(root: str) -> None:
+    """In a process of the new program: do what can fail, and print the version of what it takes over."""
+    import stratum.fuse.daemon  # noqa: F401  whether it can be imported is what is asked
+    from stratum.volume import Volume
+
+    Volume(Path(root), "rehearsal").close()
+    print(VERSION)
+
+
+def renew(volume: Volume, mountpoint: Path) -> None:
+    """Have the running mount at `mountpoint` go on in the program that is installed now. Raises `NotFound`, `UnfinishedMount`."""
+    found = [(key, row) for key, row in _rows(volume).items() if row["mountpoint"] == str(mountpoint)]
+    if not found:
+        raise NotFound(f"nothing of {volume.root} is mounted at {mountpoint}; mount it: stratum mount VOLUME DIR")
+    session, row = found[0]
+    refused = row.get("refused")
+    process = volume.session.rows()[session]
+    os.kill(int(str(process["pid"])), signal.SIGUSR2)
+    deadline = time.monotonic() + REHEARSAL_S_MAX + 2 * QUIET_S_MAX
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        now = _rows(volume).get(session)
+        if now is None:
+            break
+        if now.get("refused") != refused:
+            raise UnfinishedMount(f"{mountpoint} goes on as it is: {now['refused']['why']}")
+        if volume.session.rows().get(session, process)["started_ns"] != process["started_ns"]:
+            return
+    raise UnfinishedMount(f"{mountpoint} did not go on in a new program; look at its log")
+
+
+def _rows(volume: Volume) -> dict[int, dict[str, Any]]:
+    with volume.snapshot() as reader:
+        return {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in reader.scan(*prefix_range(b"T"))}
+
+
+async def why_not_possible(volume: Volume) -> str:
+    """Empty if a new program starts and knows this volume."""
+    words = [sys.executable, "-c", REHEARSAL, str(volume.root)]
+    try:
+        with trio.fail_after(REHEARSAL_S_MAX):
+            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+    except (OSError, trio.TooSlowError) as error:
+        return f"a new program does not start ({type(error).__name__}: {error})"
+    if done.returncode or done.stdout.strip() != str(VERSION).encode():
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return f"a new program cannot go on with it: {last or done.stdout!r}"
+    return ""
+
+
+async def stand_still(operations: Operations, follower: Follower) -> str:
+    """Take no more requests, and have nothing uncommitted. If that cannot be, say why; requests are taken as before.
+
+    First the kernel is told nothing more: to forget a name it needs a directory's lock, and whoever holds that may wait for an
+    answer of ours. (A thread that waits in there could not even be ended.)
+    """
+    session = operations.commits.session
+    assert session is not None, "the loop runs"
+    await trio.to_thread.run_sync(follower.pause)
+    session.pause()
+    with trio.move_on_after(QUIET_S_MAX) as waited:
+        await session.quiet()
+    why = ""
+    if waited.cancelled_caught:
+        why = f"requests are being worked on for over {QUIET_S_MAX} s; try again"
+    else:
+        await operations.flush_old(everything=True)
+        if operations.open_files.uncommitted():
+            why = (
+                "a file is open that lost its name before it was committed, or could not be committed; try again later"
+            )
+    if why:
+        session.resume()
+        follower.resume()
+    return why
+
+
+def prepare(volume: Volume, operations: Operations) -> Handover:
+    """After `stand_still`. From now on the volume's session lives on when this process closes it."""
+    told = operations.open_files.told()
+    told["orphans"] = list(operations.orphans)
+    told["names"] = operations.auditor.names.told() if operations.auditor is not None else []
+    init, wanted = _negotiate.negotiated()
+    return Handover(volume.session.pass_on(), os.dup(_negotiate.begin()), init, wanted, told)
+
+
+def pass_on(handover: Handover, counter: int) -> NoReturn:
+    """Become the new program. `counter`: the session's, read when nothing could count any more. Raises `OSError`."""
+    told = {
+        **asdict(handover),
+        "session": asdict(handover.session) | {"counter": counter},
+        "init": handover.init.hex(),
+    }
+    descriptor = os.memfd_create("handover", 0)
+    os.write(descriptor, json.dumps(told).encode())
+    for inherited in (handover.session.lock, handover.connection):
+        os.set_inheritable(inherited, True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ[ENVIRONMENT] = str(descriptor)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  ourselves, with our own words
+
+
+def is_due() -> bool:
+    """Whether a program before this one has passed something on."""
+    return ENVIRONMENT in os.environ
+
+
+def received() -> Handover | None:
+    """What the program before this one has passed on, once."""
+    number = os.environ.pop(ENVIRONMENT, "")
+    if not number:
+        return None
+    with open(int(number), "rb") as file:  # noqa: PTH123  a descriptor
+        file.seek(0)
+        told = json.loads(file.read())
+    session = Inherited(**told["session"])
+    for inherited in (session.lock, told["connection"]):
+        os.set_inheritable(inherited, False)
+    return Handover(session, told["connection"], bytes.fromhex(told["init"]), told["wanted"], told["files"])
+
+
+def take_over(handover: Handover, operations: Operations) -> None:
+    """Before the loop runs: know what the kernel knows."""
+    operations.open_files.take_over(handover.files)
+    for number in handover.files["orphans"]:
+        operations.add_orphan(number)
+    if operations.auditor is not None:
+        operations.auditor.names.take_over(handover.files["names"])
