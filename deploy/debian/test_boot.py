@@ -92,10 +92,19 @@ class Appliance:
         self.until(f"test $(systemctl show -p MainPID --value {unit}) != {before} && systemctl is-active {unit}", 150)
 
     def upgrade(self) -> None:
+        """Every part runs the new program; the mount is not unmounted, and who has a file open on it goes on."""
         pids = {part: self.run(f"systemctl show -p MainPID --value {part}").strip() for part in PARTS}
+        mount = self.run(f"systemctl show -p MainPID --value {MOUNT}").strip()
+        self.run(
+            "(exec 3>>/mnt/data/photos/appended; while test ! -e /tmp/end; do echo line >&3 && echo line >> /tmp/lines || touch /tmp/failed; "
+            "sleep 0.05; done; touch /tmp/ended) >/dev/null 2>&1 </dev/null &"
+        )
         install(self.inside, self._second)
         for part, before in pids.items():
             self.until(f"systemctl is-active {part} && test $(systemctl show -p MainPID --value {part}) != {before}")
+        self.until(f"grep -qz STRATUM_TAKEOVER /proc/{mount}/environ && systemctl is-active {MOUNT}")
+        self.run("touch /tmp/end")
+        self.until("test -e /tmp/ended && test ! -e /tmp/failed && cmp /tmp/lines /mnt/data/photos/appended")
         self.until("seq 1000 | cmp - /mnt/data/photos/from-mount")
         self.until(f"stratum status {VOLUME}", 40)
 
