@@ -183,14 +183,16 @@ class Follower:
                 if len(name) <= mount_names.NAME_BYTES_MAX:
                     with suppress(FileNotFoundError):
                         pyfuse3.invalidate_entry(parent, name)
-            self._inode(parent, attributes_only=True)
+            # After the names: those wait for the directory's lock, so whoever was reading it has put into the cache what it read.
+            self._inode(parent)
         if row.inode in known or row.inode == operations.root:
-            self._inode(operations.kernel_number(row.inode), attributes_only=False)
+            self._inode(operations.kernel_number(row.inode))
 
     @staticmethod
-    def _inode(number: int, *, attributes_only: bool) -> None:
+    def _inode(number: int) -> None:
+        """Attributes, and pages: a file's bytes, a directory's listing."""
         with suppress(FileNotFoundError):
-            pyfuse3.invalidate_inode(number, attr_only=attributes_only)
+            pyfuse3.invalidate_inode(number)
 
     def _orphaned(self, number: int) -> None:
         """In the trio loop: S3 took an inode's last name; hold it only while it is open here."""

@@ -8,6 +8,8 @@
  * Knowing the session, it also receives a request without waiting and hands it to pyfuse3's handlers, for fuse/session.py; and it
  * answers by itself the question that the kernel asks before every write(2): whether the file has capabilities. None ever has.
  *
+ * pyfuse3 cannot say either that the kernel may keep a directory's listing; here the handle's number says it.
+ *
  * And it keeps the kernel's first message, for a program that takes the connection over: see fuse/takeover.py.
  */
 
@@ -67,6 +69,21 @@ fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *op
         hooked.getxattr = getxattr;
     session = next(arguments, &hooked, bytes, userdata);
     return session;
+}
+
+/* A file's handle never has this bit: see OpenFiles.open_directory. */
+#define KEEPS_LISTING (UINT64_C(1) << 62)
+
+__attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *opened)
+{
+    static int (*next)(fuse_req_t, const struct fuse_file_info *);
+    struct fuse_file_info told = *opened;
+
+    if (next == NULL)
+        next = (int (*)(fuse_req_t, const struct fuse_file_info *))dlsym(RTLD_NEXT, "fuse_reply_open");
+    if (told.fh & KEEPS_LISTING)
+        told.cache_readdir = told.keep_cache = 1;
+    return next(request, &told);
 }
 
 static PyObject *begin(PyObject *module, PyObject *unused)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 POSITIONS_MAX = 4096
+KEEPS_LISTING = 1 << 62
+"""A bit of a directory's handle that `negotiate.c` looks for."""
 
 
 @dataclass(slots=True)
@@ -167,8 +169,9 @@ class OpenFiles:
             state.buffer = WriteBuffer(volume, inode)
         return state.buffer
 
-    def open_directory(self, number: int) -> int:
-        handle = next(self._numbers)
+    def open_directory(self, number: int, *, keeps_listing: bool) -> int:
+        """`keeps_listing`: whether the kernel may; it asks for the directory's mtime before it uses what it kept, and forgets both when told."""
+        handle = next(self._numbers) | (KEEPS_LISTING if keeps_listing else 0)
         self.directories[handle] = DirectoryHandle(number)
         return handle
 

@@ -173,7 +173,7 @@ class Operations(AttributeOperations):
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._fresh(inode)
-        return self.open_files.open_directory(inode)
+        return self.open_files.open_directory(inode, keeps_listing=not self.shared)
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:

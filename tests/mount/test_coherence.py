@@ -82,6 +82,54 @@ def test_mount_to_s3_is_right_at_the_first_ask(mounted: Server) -> None:
             assert has("open") == b"s%d" % number
 
 
+def test_a_listing_that_the_kernel_keeps_is_never_old(mounted: Server, second: Path) -> None:
+    """Other programs list all the time, so that what they fill the cache with races with what drops it."""
+    client, bucket, home = fresh(mounted)
+    (home / "d").mkdir()
+    for number in range(300):
+        (home / "d" / f"there{number:03}").touch()
+    ending = threading.Event()
+
+    def list_always(directory: Path) -> None:
+        while not ending.is_set():
+            os.listdir(directory)
+
+    sides = [home / "d", second / bucket / "d"]
+    threads = [threading.Thread(target=list_always, args=(side,)) for side in sides for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(60):
+            client.put_object(Bucket=bucket, Key=f"d/new{number}", Body=b"")
+            assert [f"new{number}" in os.listdir(side) for side in sides] == [True, True]
+            client.delete_object(Bucket=bucket, Key=f"d/there{number:03}")
+            assert [f"there{number:03}" in os.listdir(side) for side in sides] == [False, False]
+            client.put_object(
+                Bucket=bucket, Key=f"d/new{number}/below", Body=b""
+            )  # `new` gives its name to a directory
+            assert [f".s3~file~new{number}" in os.listdir(side) for side in sides] == [True, True]
+        client.put_object(Bucket=bucket, Key="d/", Body=b"a body")
+        assert [".s3~body" in os.listdir(side) for side in sides] == [True, True]
+        client.put_object(Bucket=bucket, Key="d/", Body=b"")
+        assert [".s3~body" in os.listdir(side) for side in sides] == [False, False]
+        (sides[0] / "made").touch()
+        assert ["made" in os.listdir(side) for side in sides] == [True, True]
+        (sides[0] / "made").rename(home / "away")
+        assert ["made" in os.listdir(side) for side in sides] == [False, False]
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+    roots = [home.parent, second]
+    for number in range(5):
+        name = f"{bucket}-{number}"
+        assert [name in os.listdir(root) for root in roots] == [False, False]
+        client.create_bucket(Bucket=name)
+        assert [name in os.listdir(root) for root in roots] == [True, True]
+        client.delete_bucket(Bucket=name)
+        assert [name in os.listdir(root) for root in roots] == [False, False]
+
+
 @pytest.fixture
 def second(mounted: Server, tmp_path: Path) -> Iterator[Path]:
     """A read-only mount beside the writable one."""
