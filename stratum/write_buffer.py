@@ -20,7 +20,7 @@ from stratum.schema import ETAG_PARTS_VERSIONED, Inode, Kind, Slice
 from stratum.stored_extents import STORED_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stratum.segments import ExtentWriter, PreparedExtent
     from stratum.transaction import MetadataTransaction
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SPILL_BYTES = 4 * 1024 * 1024
 """Memory of one file beyond this goes to a data file, unsynced, before the commit."""
 STORED_PIECES_MAX = 16
+MERGED_BYTES_MAX = 64 * 1024
+"""Larger writes are kept as they came: to put them together would copy each byte again, into memory that is new to the process."""
 FOREVER = 1 << 63
 
 
@@ -41,8 +43,24 @@ class _Piece:
     extent: PreparedExtent
 
 
-def _start_of(piece: tuple[int, bytearray]) -> int:
+def _start_of(piece: tuple[int, bytes | bytearray]) -> int:
     return piece[0]
+
+
+def _runs(memory: list[tuple[int, bytes | bytearray]]) -> Iterator[tuple[int, list[bytes | bytearray]]]:
+    """Pieces that follow on each other, together, and where they begin."""
+    run: list[bytes | bytearray] = []
+    begin = stop = 0
+    for at, data in memory:
+        if run and at != stop:
+            yield begin, run
+            run = []
+        if not run:
+            begin = at
+        run.append(data)
+        stop = at + len(data)
+    if run:
+        yield begin, run
 
 
 class WriteBuffer:
@@ -54,7 +72,7 @@ class WriteBuffer:
         self.size = inode.size
         self.base_limit = FOREVER
         self.mtime_ns = 0
-        self.memory: list[tuple[int, bytearray]] = []
+        self.memory: list[tuple[int, bytes | bytearray]] = []
         self.memory_bytes = 0
         self.spilled: list[_Piece] = []
         self._cut_off: list[PreparedExtent] = []
@@ -74,21 +92,24 @@ class WriteBuffer:
         if at >= 0:
             start, piece = self.memory[at]
             following = self.memory[at + 1][0] if at + 1 < len(self.memory) else FOREVER
-            if offset <= start + len(piece) and end <= following:  # appends to or lies in the piece before
+            merges = isinstance(piece, bytearray) and len(data) < MERGED_BYTES_MAX
+            if merges and offset <= start + len(piece) and end <= following:  # appends to or lies in the piece before
+                assert isinstance(piece, bytearray)
                 before = len(piece)
                 piece[offset - start : end - start] = data
                 self.memory_bytes += len(piece) - before
                 return
         self._cut_memory(offset, end)
         at = bisect_right(self.memory, offset, key=_start_of)
-        self.memory.insert(at, (offset, bytearray(data)))
+        kept = data if isinstance(data, bytes) and len(data) >= MERGED_BYTES_MAX else bytearray(data)
+        self.memory.insert(at, (offset, kept))
         self.memory_bytes += len(data)
 
     def _cut_memory(self, start: int, stop: int) -> None:
         """O(pieces cut), whatever else there is: a database writes thousands of separate pages between two flushes."""
         first = max(0, bisect_right(self.memory, start, key=_start_of) - 1)
         last = bisect_left(self.memory, stop, lo=first, key=_start_of)
-        kept: list[tuple[int, bytearray]] = []
+        kept: list[tuple[int, bytes | bytearray]] = []
         for at, piece in self.memory[first:last]:
             end = at + len(piece)
             self.memory_bytes -= len(piece)
@@ -121,12 +142,13 @@ class WriteBuffer:
         self.memory = []
         self.memory_bytes = 0
 
-    def _write_out(self, memory: list[tuple[int, bytearray]], writers: list[ExtentWriter]) -> list[_Piece]:
+    def _write_out(self, memory: list[tuple[int, bytes | bytearray]], writers: list[ExtentWriter]) -> list[_Piece]:
         pieces: list[_Piece] = []
-        for at, data in memory:
-            writer = self._volume.segments.writer(len(data))
+        for at, run in _runs(memory):
+            writer = self._volume.segments.writer(sum(map(len, run)))
             writers.append(writer)
-            writer.write(data)
+            for data in run:
+                writer.write(data)
             offset = at
             for extent in writer.seal():
                 pieces.append(_Piece(offset, extent.length, extent))
