@@ -1,5 +1,8 @@
 """Following the change log: make the kernel forget what others changed, then say so.
 
+The rows of a change are announced before it is committed, so that they are there when the poke comes; a poke that confirms them spares
+reading the log.
+
 The steps for a poke, in this order:
 1. A barrier through the trio loop. A handler that read an older state has replied when the barrier runs, so what it told the
    kernel is there to be invalidated; a handler that starts later reads the new state. A loop that sleeps in its selector is
@@ -18,11 +21,11 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
 
 from stratum import mount_names
-from stratum.acknowledge import POKE
+from stratum.acknowledge import ANSWER, MESSAGE_BYTES_MAX, POKE, Announcement
+from stratum.fuse import _negotiate
 from stratum.log import get_logger
 from stratum.schema import ChangeRow, key_u64_u64, split_u64_u64
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 log = get_logger("invalidation")
 ROWS_AT_ONCE = 1000
+TOLD_AT_ONCE = 64
 IDLE_CHECK_S = 0.5
 """How often the log is read without a poke, for writers that died between commit and poke."""
 
@@ -77,6 +81,12 @@ class Follower:
         self._following = threading.Lock()
         """Held while the kernel is being told."""
         self._loop_ended = threading.Event()
+        self._announced: dict[socket.socket, Announcement] = {}
+        self._owing: list[socket.socket] = []
+        """Who asked and has no answer yet."""
+        self._word = volume.session.applied_word()
+        self._committed: dict[int, list[bytes]] = {}
+        """Rows of the change log that writers have sent along, by transaction."""
 
     def start(self) -> None:
         self._thread.start()
@@ -98,32 +108,40 @@ class Follower:
         self._listener.close()
         (self._volume.meta / self.socket_name).unlink(missing_ok=True)
         os.close(self._folder_fd)
+        self._word.release()
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._wake_reader, selectors.EVENT_READ)
-            owing: list[socket.socket] = []
             while not self._ending:
                 ready = selector.select(IDLE_CHECK_S)
+                follows = not ready
                 for key, _ in ready:
                     connection = key.fileobj
                     assert isinstance(connection, socket.socket)
                     if connection is self._listener:
                         accepted, _ = self._listener.accept()
                         selector.register(accepted, selectors.EVENT_READ)
-                    elif connection is self._wake_reader:
-                        connection.recv(1)
-                    else:
-                        try:
-                            poke = connection.recv(POKE.size)
-                        except OSError:
-                            poke = b""
-                        if poke:
-                            owing.append(connection)
-                        else:
-                            selector.unregister(connection)
-                            connection.close()
+                        continue
+                    try:
+                        message = connection.recv(MESSAGE_BYTES_MAX)
+                    except OSError:
+                        message = b""
+                    if not message:
+                        selector.unregister(connection)
+                        self._announced.pop(connection, None)
+                        self._owing = [owed for owed in self._owing if owed is not connection]
+                        connection.close()
+                    elif len(message) > POKE.size:
+                        self._announced[connection] = Announcement.unpack(message)
+                        continue
+                    elif connection is not self._wake_reader:
+                        self._confirm(connection, *POKE.unpack(message))
+                        self._owing.append(connection)
+                    follows = True
+                if not follows:
+                    continue
                 try:
                     with self._following:
                         if self._paused:
@@ -131,33 +149,39 @@ class Follower:
                         self._follow()
                 except Exception:
                     log.exception("change_log_not_followed")
-                    continue
-                for connection in owing:
-                    with suppress(OSError):
-                        connection.send(POKE.pack(self._applied))
-                owing = []
+
+    def _confirm(self, connection: socket.socket, transaction_id: int, number: int) -> None:
+        """What was announced under this number is committed now. (Of one that was not, the transaction's id is used again.)"""
+        announced = self._announced.pop(connection, None)
+        if announced is not None and (announced.transaction_id, announced.number) == (transaction_id, number):
+            self._committed[transaction_id] = announced.rows
 
     def _follow(self) -> None:
+        """From `applied` on: what has been announced if nothing came between, else the change log."""
+        rows = self._committed.pop(self._applied + 1, None)
+        if rows is not None:
+            self._barrier()
+            self._forget(rows, self._applied + 1)
+            if not self._committed:
+                return
+        self._committed.clear()
         at = key_u64_u64(b"L", self._applied + 1, 0)
         newest = 0
         while True:
             with self._volume.snapshot() as reader:
                 newest = newest or reader.id
                 if newest <= self._applied:
-                    return
+                    break
                 found = reader.first_rows(at, key_u64_u64(b"L", newest + 1, 0), ROWS_AT_ONCE)
             if found:
                 self._barrier()
-            for _, raw in found:
-                row = ChangeRow.unpack(raw)
-                if row.origin != self._volume.session.id:
-                    self._forget(row)
-            if len(found) < ROWS_AT_ONCE:
-                break
+            ends = len(found) < ROWS_AT_ONCE
+            self._forget([raw for _, raw in found], newest if ends else self._applied)
+            if ends:
+                return
             transaction, number = split_u64_u64(found[-1][0])
             at = key_u64_u64(b"L", transaction, number + 1)
-        self._applied = newest
-        self._volume.session.publish_applied(newest)
+        self._forget([], self._applied)
 
     def loop_ended(self) -> None:
         """No handler runs any more, so there is nothing to wait for; the kernel's cache must still be kept right until umount."""
@@ -172,27 +196,32 @@ class Follower:
         while not passed.wait(0.02) and not self._loop_ended.is_set():
             pass
 
-    def _forget(self, row: ChangeRow) -> None:
-        known = self._operations.open_files.lookups
-        if row.orphan and not self._loop_ended.is_set():
-            self._token.run_sync_soon(self._orphaned, row.inode)
+    def _forget(self, rows: list[bytes], applied: int) -> None:
+        """Make the kernel forget what others changed, then say that the log has been followed up to `applied`, and answer who asked."""
         operations = self._operations
-        if row.parent and (row.parent in known or row.parent == operations.root):
-            parent = operations.kernel_number(row.parent)
-            for name in mount_names.possible_names(row.entry) if operations.names_cached else ():
-                if len(name) <= mount_names.NAME_BYTES_MAX:
-                    with suppress(FileNotFoundError):
-                        pyfuse3.invalidate_entry(parent, name)
-            # After the names: those wait for the directory's lock, so whoever was reading it has put into the cache what it read.
-            self._inode(parent)
-        if row.inode in known or row.inode == operations.root:
-            self._inode(operations.kernel_number(row.inode))
-
-    @staticmethod
-    def _inode(number: int) -> None:
-        """Attributes, and pages: a file's bytes, a directory's listing."""
-        with suppress(FileNotFoundError):
-            pyfuse3.invalidate_inode(number)
+        known = operations.open_files.lookups
+        told: list[tuple[int, bytes, int]] = []
+        for raw in rows:
+            row = ChangeRow.unpack(raw)
+            if row.origin == self._volume.session.id:
+                continue
+            if row.orphan and not self._loop_ended.is_set():
+                self._token.run_sync_soon(self._orphaned, row.inode)
+            parent = operations.kernel_number(row.parent) if row.parent in known or row.parent == operations.root else 0
+            inode = operations.kernel_number(row.inode) if row.inode in known or row.inode == operations.root else 0
+            name = mount_names.name_to_forget(row.entry) if parent and operations.names_cached else b""
+            if parent or inode:
+                told.append((parent, name, inode))
+        while len(told) > TOLD_AT_ONCE:
+            _negotiate.forget(told[:TOLD_AT_ONCE], self._word, self._applied, [])
+            told = told[TOLD_AT_ONCE:]
+        answers, later = self._owing[:TOLD_AT_ONCE], self._owing[TOLD_AT_ONCE:]
+        _negotiate.forget(told, self._word, applied, [connection.fileno() for connection in answers])
+        self._applied = applied
+        self._owing = []
+        for connection in later:
+            with suppress(OSError):
+                connection.send(ANSWER.pack(applied))
 
     def _orphaned(self, number: int) -> None:
         """In the trio loop: S3 took an inode's last name; hold it only while it is open here."""

@@ -22,8 +22,10 @@
 #include <fuse_lowlevel.h>
 #include <malloc.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 
 typedef struct fuse_session *session_new(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
@@ -210,12 +212,105 @@ static PyObject *wait_for(PyObject *module, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+/* Over `session` for whoever tells the kernel something from a thread of its own: pyfuse3 may be closing it. */
+static pthread_mutex_t telling = PTHREAD_MUTEX_INITIALIZER;
+
+__attribute__((visibility("default"))) void fuse_session_destroy(struct fuse_session *destroyed)
+{
+    void (*next)(struct fuse_session *) = (void (*)(struct fuse_session *))dlsym(RTLD_NEXT, "fuse_session_destroy");
+
+    pthread_mutex_lock(&telling);
+    if (session == destroyed)
+        session = NULL;
+    pthread_mutex_unlock(&telling);
+    next(destroyed);
+}
+
+struct forgotten {
+    unsigned long long directory;
+    const char *name;
+    Py_ssize_t bytes;
+    unsigned long long inode;
+};
+
+static int tell_kernel(const struct forgotten *one)
+{
+    int error = 0, another = 0;
+
+    if (one->directory != 0) {
+        if (one->bytes > 0)
+            error = fuse_lowlevel_notify_inval_entry(session, one->directory, one->name, one->bytes);
+        /* After the name: that waits for the directory's lock, so whoever was reading it has put into the cache what it read. */
+        another = fuse_lowlevel_notify_inval_inode(session, one->directory, 0, 0);
+        error = error && error != -ENOENT ? error : another;
+    }
+    if (one->inode != 0) {
+        another = fuse_lowlevel_notify_inval_inode(session, one->inode, 0, 0);
+        error = error && error != -ENOENT ? error : another;
+    }
+    return error == -ENOENT ? 0 : error;
+}
+
+/* Whoever waits is answered before this thread takes the interpreter again: what the kernel forgets it tells the loop, which takes it first. */
+static PyObject *forget(PyObject *module, PyObject *arguments)
+{
+    enum { AT_ONCE_MAX = 64, ANSWERS_MAX = 64 };
+    struct forgotten rows[AT_ONCE_MAX];
+    int descriptors[ANSWERS_MAX], error = 0;
+    PyObject *list, *answers;
+    Py_buffer word;
+    unsigned long long applied;
+    uint64_t answer;
+    Py_ssize_t row, count, waiting;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "O!w*KO!", &PyList_Type, &list, &word, &applied, &PyList_Type, &answers))
+        return NULL;
+    count = PyList_GET_SIZE(list);
+    waiting = PyList_GET_SIZE(answers);
+    answer = applied;
+    if (count > AT_ONCE_MAX || waiting > ANSWERS_MAX || word.len != sizeof answer) {
+        PyBuffer_Release(&word);
+        PyErr_SetString(PyExc_ValueError, "more than is forgotten at once, or no word");
+        return NULL;
+    }
+    for (row = 0; row < count; row++)
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, row), "Ky#K", &rows[row].directory, &rows[row].name, &rows[row].bytes, &rows[row].inode)) {
+            PyBuffer_Release(&word);
+            return NULL;
+        }
+    for (row = 0; row < waiting; row++)
+        descriptors[row] = PyLong_AsLong(PyList_GET_ITEM(answers, row));
+    if (PyErr_Occurred()) {
+        PyBuffer_Release(&word);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&telling);
+    for (row = 0; row < count && session != NULL && error == 0; row++)
+        error = tell_kernel(&rows[row]);
+    pthread_mutex_unlock(&telling);
+    if (error == 0) {
+        __atomic_store_n((uint64_t *)word.buf, answer, __ATOMIC_RELEASE);
+        for (row = 0; row < waiting; row++)
+            send(descriptors[row], &answer, sizeof answer, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&word);
+    if (error != 0) {
+        errno = -error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"keeps_umask_out", keeps_umask_out, METH_NOARGS, "Whether the kernel leaves the umask of the last session to us."},
     {"begin", begin, METH_NOARGS, "Let no read of the session's descriptor wait; the descriptor."},
     {"step", step, METH_NOARGS, "Receive a request and call its handler: 1; 0 if there is none, -1 at the end of the session."},
     {"negotiated", negotiated, METH_NOARGS, "The kernel's first message and what was wanted of it, as bits."},
     {"replay", replay, METH_O, "Handle a first message that another program has answered already."},
+    {"forget", forget, METH_VARARGS, "Make the kernel forget names and inodes; then write a word, and send it to descriptors."},
     {"spin", spin, METH_O, "Look for a request for so many microseconds; whether there is one."},
     {"wait", wait_for, METH_VARARGS, "Wait for a descriptor or a request, for so many microseconds."},
     {NULL, NULL, 0, NULL},

@@ -4,6 +4,9 @@ A commit that logged changes is finished only when, for each mount that was live
 says `applied >= transaction`. The poke over the mount's socket is a hint that makes it quick; what counts is the change log
 and the slot, so a writer that dies between commit and poke leaves nothing stale: the mount reads the log on its own.
 
+Before the commit is durable its rows are announced to the mounts, as a hint too: while the disk works they wake up and take it apart,
+and read the change log only if other commits came between.
+
 A mount that does not answer by the deadline is fenced: its FUSE connection is aborted and the mountpoint detached, because
 a stopped daemon's kernel cache would go on answering. Only then does the writer answer.
 """
@@ -20,6 +23,7 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +39,42 @@ if TYPE_CHECKING:
     from stratum.committer import Mutation
     from stratum.volume import Volume
 
-POKE = struct.Struct("<Q")
+POKE = struct.Struct("<QQ")
+"""A transaction that is committed, and the number of its announcement or 0."""
+ANSWER = struct.Struct("<Q")
+"""The transaction up to which a mount has followed."""
+ANNOUNCED_ROWS_MAX = 16
+MESSAGE_BYTES_MAX = 8192
 ANSWER_S_MAX = 0.25
 """How long an answer is waited for before it is looked whether the mount lives."""
 UNREACHABLE_S = 0.005
 log = get_logger("acknowledge")
+
+
+@dataclass(slots=True, frozen=True)
+class Announcement:
+    """Rows of the change log that a transaction will have written if it is committed. `number` counts what a process announced."""
+
+    transaction_id: int
+    number: int
+    rows: list[bytes]
+
+    def pack(self) -> bytes:
+        """Longer than a poke: each row stands behind its length."""
+        assert self.rows, "nothing to announce"
+        rows = b"".join(len(row).to_bytes(2, "little") + row for row in self.rows)
+        return POKE.pack(self.transaction_id, self.number) + rows
+
+    @classmethod
+    def unpack(cls, message: bytes) -> Announcement:
+        rows = []
+        at = POKE.size
+        while at < len(message):
+            stop = at + 2 + int.from_bytes(message[at : at + 2], "little")
+            rows.append(message[at + 2 : stop])
+            at = stop
+        transaction_id, number = POKE.unpack_from(message)
+        return cls(transaction_id, number, rows)
 
 
 class _Link:
@@ -51,9 +86,9 @@ class _Link:
         self.socket = connection
         self.unanswered = 0
 
-    def poke(self, transaction_id: int) -> None:
+    def poke(self, transaction_id: int, announced: int = 0) -> None:
         """Raises `OSError`, also when the mount has not taken the pokes before."""
-        self.socket.send(POKE.pack(transaction_id))
+        self.socket.send(POKE.pack(transaction_id, announced))
         self.unanswered += 1
 
 
@@ -65,8 +100,26 @@ class Acknowledger:
         self._queue: queue.SimpleQueue[tuple[list[Mutation[Any]], int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._links: dict[int, _Link] = {}
+        self._announcements = 0
+        self._announced = 0
+        """The number of what was announced for the transaction at hand; the committer's."""
         self._lock = threading.Lock()
         """Over `_links` and their counts: the committer pokes, too."""
+
+    def announce(self, transaction_id: int, rows: list[bytes]) -> None:
+        """Called by the committer, inside the transaction: what mounts will have to forget if it is committed."""
+        self._announced = 0
+        if not self._links or len(rows) > ANNOUNCED_ROWS_MAX:
+            return
+        self._announcements += 1
+        message = Announcement(transaction_id, self._announcements, rows).pack()
+        if len(message) > MESSAGE_BYTES_MAX:
+            return
+        self._announced = self._announcements
+        with self._lock:
+            for link in self._links.values():
+                with suppress(OSError):
+                    link.socket.send(message)
 
     def submit(self, batch: list[Mutation[Any]], transaction_id: int) -> None:
         """Called by the committer: finish these mutations once the mounts have followed."""
@@ -76,7 +129,7 @@ class Acknowledger:
         with self._lock:
             for link in self._links.values():  # the mounts begin while our thread wakes up
                 with suppress(OSError):
-                    link.poke(transaction_id)
+                    link.poke(transaction_id, self._announced)
         self._queue.put((batch, transaction_id))
 
     def stop(self) -> None:
@@ -180,7 +233,7 @@ class Acknowledger:
             if link.socket.fileno() not in ready:
                 continue
             try:
-                answered = bool(link.socket.recv(POKE.size))
+                answered = bool(link.socket.recv(ANSWER.size))
             except OSError:
                 answered = False
             if answered:

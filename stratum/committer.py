@@ -96,6 +96,7 @@ class Committer:
         session: int,
         new_id: Callable[[], int],
         *,
+        announce: Callable[[int, list[bytes]], None],
         acknowledge: Callable[[list[Mutation[Any]], int], None],
         may_grow: Callable[[], bool],
         release_reserve: Callable[[], bool],
@@ -105,6 +106,7 @@ class Committer:
         self._store = store
         self._session = session
         self._new_id = new_id
+        self._announce = announce
         self._acknowledge = acknowledge
         self._may_grow = may_grow
         self._release_reserve = release_reserve
@@ -259,7 +261,9 @@ class Committer:
                 tx.flush()
             for mutation in batch:
                 mutation.let_go()
-            return tx.logged, tx.id
+            if tx.changes:
+                self._announce(tx.id, tx.changes)
+            return bool(tx.changes), tx.id
 
     @staticmethod
     def _fail(batch: list[Mutation[Any]], error: BaseException) -> None:

@@ -66,13 +66,12 @@ def shown_name(reader: InodeReader, parent: int, entry: bytes) -> bytes:
     return alias(entry)
 
 
-def possible_names(entry: bytes) -> list[bytes]:
-    """Every name under which a kernel may know something that a change of `entry` affects."""
+def name_to_forget(entry: bytes) -> bytes:
+    """The name under which a kernel may have kept something that a change of `entry` affects: aliases are not kept."""
     if not entry:
-        return [BODY]
+        return BODY
     plain = entry.removesuffix(b"/")
-    names = [alias(plain), alias(plain + b"/")]
-    return [plain, *names] if is_plain(plain) else names
+    return plain if is_plain(plain) else alias(entry)
 
 
 def find(reader: InodeReader, parent: int, name: bytes) -> tuple[bytes, Dentry] | None:

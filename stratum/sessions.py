@@ -145,6 +145,11 @@ class Session:
                 del self._reading[ticket]
                 self._write(1, next(iter(self._reading.values()), NOT_READING))
 
+    def applied_word(self) -> memoryview:
+        """Where the session says how far its mount has followed. Let go of it before the session is closed."""
+        at = self.slot * _SLOT.size + 2 * _WORD.size
+        return memoryview(self._slots)[at : at + _WORD.size]
+
     def publish_applied(self, transaction_id: int) -> None:
         self._write(2, transaction_id)
 

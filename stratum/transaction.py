@@ -117,7 +117,8 @@ class MetadataTransaction(InodeReader):
         self.new_id = new_id
         self.now_ns = time.time_ns()
         self.writes = 0
-        self.logged = False
+        self.changes: list[bytes] = []
+        """What mounts must forget, as rows of the change log."""
         self._inodes: dict[int, Inode] = {}
         self._dirty: set[int] = set()
         self._extents: dict[int, tuple[ExtentRow, bytes]] = {}
@@ -126,7 +127,6 @@ class MetadataTransaction(InodeReader):
         self._usage: dict[int, list[int]] = {}
         self._growth: dict[int, tuple[int, int]] = {}
         self._written: set[int] = set()
-        self._changes = 0
         self._mounts: list[int] | None = None
         if session and self.get(key_u64(b"Z", session)) is None:
             raise SessionDead("this process was declared dead by another one and may not write any more; restart it")
@@ -385,8 +385,6 @@ class MetadataTransaction(InodeReader):
         mounts = self.live_mounts()
         if not mounts or mounts == [self.session]:
             return
-        self.logged = True
-        self._changes += 1
-        self.put(
-            key_u64_u64(b"L", self.id, self._changes), ChangeRow(self.session, parent, inode, orphan, entry).pack()
-        )
+        row = ChangeRow(self.session, parent, inode, orphan, entry).pack()
+        self.changes.append(row)
+        self.put(key_u64_u64(b"L", self.id, len(self.changes)), row)

@@ -224,7 +224,8 @@ class Volume:
         """Who did what; None unless it is switched on."""
         self.committer = Committer(
             self.store, self.session.id, self.new_id,
-            acknowledge=self._acknowledger.submit, may_grow=self._may_grow, release_reserve=self._release_reserve,
+            announce=self._acknowledger.announce, acknowledge=self._acknowledger.submit,
+            may_grow=self._may_grow, release_reserve=self._release_reserve,
         )  # fmt: skip
 
     def _anchor_audit(self, head: audit.Head) -> None:

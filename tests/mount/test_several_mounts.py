@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
+from stratum import acknowledge
 from stratum.processes import raise_descriptor_limit
+from stratum.schema import ChangeRow
 from stratum.volume import Volume
 from tests.support import put, serving, stratum
 
@@ -127,6 +129,31 @@ def test_a_writer_with_many_descriptors_waits_for_mounts_too(plain: Server, tmp_
         finally:
             for descriptor in open_ones:
                 os.close(descriptor)
+
+
+def test_an_announcement_of_what_was_never_committed_is_not_believed(
+    plain: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next transaction has the same id, whether or not it announces its own rows."""
+    plain.client().create_bucket(Bucket="announced")
+    with mounting(plain, tmp_path / "a") as mount, Volume(plain.root, "test") as volume:
+        key = mount / "announced" / "k"
+        acknowledger = volume._acknowledger
+        for number in range(40):
+            if number > 1:
+                assert key.read_bytes() == b"%d" % (number - 1)
+                monkeypatch.setattr(acknowledge, "ANNOUNCED_ROWS_MAX", 16)
+                wrong = ChangeRow(volume.session.id, 1, 1, orphan=False, entry=b"something else").pack()
+                acknowledger.announce(volume.store.last_id() + 1, [wrong])
+                monkeypatch.setattr(acknowledge, "ANNOUNCED_ROWS_MAX", 16 * (number % 2))
+            put(volume, "k", b"%d" % number, bucket="announced")
+            assert key.read_bytes() == b"%d" % number
+
+
+def test_announcements_survive_the_wire() -> None:
+    announced = acknowledge.Announcement(7, 9, [b"a" * 40, b"b", b"c" * 1100])
+    assert acknowledge.Announcement.unpack(announced.pack()) == announced
+    assert len(acknowledge.Announcement(1, 1, [b"x"]).pack()) > acknowledge.POKE.size
 
 
 @pytest.mark.parametrize(("first", "second"), [((), ()), ((SHARED,), ()), (("--bucket", "one"), ())])
