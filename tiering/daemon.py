@@ -179,6 +179,10 @@ class Tierd:
         """A piece of the scrub that is running, for somebody who waits for it."""
         self._healer.scrub()
 
+    def repair_now(self) -> None:
+        """Some packs of the repair queue, for somebody who waits for them."""
+        self._guarded("repair", self._healer.repair)
+
     def move_asked(self) -> None:
         """What was asked for and is due, for somebody who waits for it."""
         self.level = self._gauge.look()

@@ -28,6 +28,7 @@ from stratum.schema import (
 )
 from stratum.segments import SegmentStore
 from stratum.tier_rows import VALID, Tier
+from stratum.tiering.leaving import LeavingDisks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,16 +53,15 @@ class Healer:
         self._mover = mover
         self._clock = clock
         self._scrubbed_s = clock()
+        self._leaving = LeavingDisks(volume, clock)
 
     # -- repair -------------------------------------------------------------------------------------------------------
 
     def repair(self) -> bool:
         """Heal some packs of the queue; whether more are due."""
-        self._note_leaving_disks()
-        now_s = self._clock()
-        with self._volume.snapshot() as reader:
-            queued = [(unpack_u64(key[1:])[0], unpack_json(raw)) for key, raw in reader.scan(*prefix_range(b"h"))]
-        due = [(number, why) for number, why in queued if why.get("not_before_s", 0) <= now_s]
+        due = self._due()
+        self._leaving.look(idle=not due)
+        due = due or self._due()
         for number, why in due[:REPAIRS_AT_ONCE]:
             try:
                 error = self.heal_pack(number)
@@ -71,6 +71,19 @@ class Healer:
             if error:
                 self._put_off(number, why, error)
         return len(due) > REPAIRS_AT_ONCE
+
+    def _due(self) -> list[tuple[int, dict[str, Any]]]:
+        """The first of the queue that need not wait, and one more if there are."""
+        now_s = self._clock()
+        due = []
+        with self._volume.snapshot() as reader:
+            for key, raw in reader.scan(*prefix_range(b"h")):
+                why = unpack_json(raw)
+                if why.get("not_before_s", 0) <= now_s:
+                    due.append((unpack_u64(key[1:])[0], why))
+                    if len(due) > REPAIRS_AT_ONCE:
+                        break
+        return due
 
     def _put_off(self, number: int, why: dict[str, Any], error: str) -> None:
         row = {**why, "error": error, "attempts": why.get("attempts", 0) + 1, "not_before_s": self._clock() + RETRY_S}
@@ -82,32 +95,6 @@ class Healer:
                 tx.put(key_u64(b"h", number), pack_json(row))
 
         self._volume.mutate(put, frees=True)
-
-    def _note_leaving_disks(self) -> None:
-        """Queue what lies on disks that are replaced or drained, once for each; forget drained ones that are empty."""
-        with self._volume.snapshot() as reader:
-            leaving = {number for number, row in warm.disks(reader).items() if row.state != "active"}
-            noted = packs.setting(reader, "leaving_disks")
-            if leaving == set(map(int, noted)) and not leaving:
-                return
-            on_them = [
-                (number, row) for number, row in packs.scan(reader) if row.state == VALID and leaving & set(row.disks)
-            ]
-            queued = {unpack_u64(key[1:])[0] for key, _ in reader.scan(*prefix_range(b"h"))}
-        missing = [number for number, _ in on_them if number not in queued]
-        empty = leaving - {disk for _, row in on_them for disk in row.disks}
-
-        def note(tx: MetadataTransaction) -> None:
-            for number in missing[:1024]:
-                packs.want_repair(tx, number, "a disk is leaving")
-            for number in empty:
-                tx.delete(key_u64(b"d", number))
-            left = {str(number): 1 for number in leaving - empty}
-            if left != noted:
-                tx.put(b"gleaving_disks", pack_json(left))
-
-        if missing or empty or {str(number): 1 for number in leaving - empty} != noted:
-            self._volume.mutate(note, frees=True)
 
     def heal_pack(self, number: int) -> str:
         """Make a warm pack whole; what is in the way, or nothing."""

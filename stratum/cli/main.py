@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stratum import __version__
 from stratum.cli import audit_commands as auditing
 from stratum.cli import backup_commands as saving
-from stratum.cli import commands, tier_commands
+from stratum.cli import commands, disk_commands, tier_commands
 from stratum.cli import operate_commands as operate
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
 from stratum.errors import StratumError
@@ -87,6 +87,12 @@ def _remote_arguments(made: argparse.ArgumentParser) -> None:
     )
 
 
+def _wait_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--wait", action="store_true", help="return when nothing is left on the disk; exit 1 if something has to stay"
+    )
+
+
 def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made = command(
         sub, "rebuild", "make a volume anew from its remote", tier_commands.rebuild_volume, volume_default=False
@@ -112,14 +118,16 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     command(tiers, "pause", "hold background moves", tier_commands.tier_pause)
     command(tiers, "resume", "go on with background moves", tier_commands.tier_resume)
     disks = group("disk", "disks of the warm tier")
-    command(disks, "list", "disks, and what is being rebuilt", tier_commands.disk_list)
-    command(disks, "add", "add an empty folder", tier_commands.disk_add).add_argument("path", metavar="DIR", type=Path)
-    made = command(disks, "remove", "empty a disk, then forget it", tier_commands.disk_remove)
+    command(disks, "list", "disks, and what is being rebuilt", disk_commands.disk_list)
+    command(disks, "add", "add an empty folder", disk_commands.disk_add).add_argument("path", metavar="DIR", type=Path)
+    made = command(disks, "remove", "empty a disk, then forget it", disk_commands.disk_remove)
     made.add_argument("path", metavar="DIR", type=Path)
     made.add_argument("--force", action="store_true", help="although fewer disks than shards are left")
-    made = command(disks, "replace", "rebuild a disk's shards on another one", tier_commands.disk_replace)
+    _wait_argument(made)
+    made = command(disks, "replace", "rebuild a disk's shards on another one", disk_commands.disk_replace)
     made.add_argument("path", metavar="OLD", type=Path)
     made.add_argument("new", metavar="NEW", type=Path)
+    _wait_argument(made)
     remotes = group("cold", "remotes of the cold tier")
     made = command(remotes, "add", "probe a remote and use it", tier_commands.cold_add)
     made.add_argument("name", metavar="NAME")
@@ -135,14 +143,14 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("name", metavar="NAME")
     made.add_argument("--cancel", action="store_true")
     scrub = group("scrub", "check every stored byte, and heal")
-    made = command(scrub, "start", "begin a pass, or go on with a paused one", tier_commands.scrub_start)
+    made = command(scrub, "start", "begin a pass, or go on with a paused one", disk_commands.scrub_start)
     made.add_argument(
         "--wait", action="store_true", help="return when it is done; exit 1 if something could not be healed"
     )
-    command(scrub, "status", "how far it is", tier_commands.scrub_status)
+    command(scrub, "status", "how far it is", disk_commands.scrub_status)
     for name, text in (("pause", "hold the pass"), ("resume", "go on with it")):
-        command(scrub, name, text, tier_commands.scrub_set).set_defaults(action=name)
-    command(scrub, "speed", "how fast it reads", tier_commands.scrub_speed).add_argument(
+        command(scrub, name, text, disk_commands.scrub_set).set_defaults(action=name)
+    command(scrub, "speed", "how fast it reads", disk_commands.scrub_speed).add_argument(
         "bytes_per_s", metavar="BYTES_PER_S", type=int
     )
 

@@ -1,27 +1,25 @@
-"""What the tier, disk, cold, scrub, explain and rebuild commands do."""
+"""What the tier, cold, explain and rebuild commands do."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold_admin, counting, hints, notify, objects, packs, warm
+from stratum import buckets, cold_admin, counting, hints, notify, objects, packs
 from stratum.cli.commands import duration_s, init_document, init_settings, set_up_logs, show, table
+from stratum.cli.disk_commands import work
 from stratum.cli.progress import Progress
-from stratum.errors import Busy, InvalidArgument, NotFound
+from stratum.errors import InvalidArgument, NotFound
 from stratum.health import SILENT_S_MAX
 from stratum.manifest import Names
-from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
-from stratum.tier_rows import VALID, ColdRow, DiskRow, MoveRow, PackRow, Tier
-from stratum.tiering import daemon, heal
+from stratum.schema import key_u64, pack_json, prefix_range
+from stratum.tier_rows import VALID, ColdRow, MoveRow, Tier
+from stratum.tiering import daemon
 from stratum.tiering.explain import explain as explain_key
-from stratum.tiering.mover import exclusive
 from stratum.tiering.rebuild import rebuild
 from stratum.volume import Volume
 
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from stratum.transaction import InodeReader, MetadataTransaction
-
-LOOK_S = 0.05
 
 
 def tierd(options: Namespace) -> int:
@@ -64,124 +60,6 @@ def split_name(text: str) -> tuple[str, bytes]:
     if not slash or not key:
         raise InvalidArgument(f"{text!r} is not BUCKET/KEY")
     return bucket, os.fsencode(key)
-
-
-# -- disks --------------------------------------------------------------------------------------------------------------
-
-
-def warn_about_devices(paths: list[Path]) -> list[str]:
-    """One failing device must not take two shards: say so loudly."""
-    texts = [
-        f"{first} and {second} lie on one device: if it fails, both are lost"
-        for first, second in warm.same_devices(paths)
-    ]
-    for text in texts:
-        print(f"WARNING: {text}", file=sys.stderr)
-    return texts
-
-
-def _active_paths(opened: Volume) -> list[Path]:
-    with opened.snapshot() as reader:
-        return [Path(row.path) for row in warm.disks(reader).values() if row.state == "active"]
-
-
-def disk_add(options: Namespace) -> int:
-    with Volume(options.volume, "cli") as opened:
-        if not opened.config.volume_ec:
-            raise InvalidArgument(
-                'the volume has no warm tier: set volume.ec = "K+M" in stratum.toml, restart, then add disks'
-            )
-        number = opened.warm.add(options.path.absolute())
-        warnings = warn_about_devices(_active_paths(opened))
-    document = {"disk": f"{number:016x}", "path": str(options.path.absolute()), "warnings": warnings}
-    return show(options, document, f"added {document['path']}")
-
-
-def _code(opened: Volume) -> tuple[int, int]:
-    code = warm.code_of(opened.config.volume_ec)
-    if code is None:
-        raise InvalidArgument("the volume has no warm tier")
-    return code
-
-
-def disk_remove(options: Namespace) -> int:
-    with Volume(options.volume, "cli") as opened:
-        k, m = _code(opened)
-        path = options.path.absolute()
-
-        def remove(tx: MetadataTransaction) -> None:
-            number = warm.find_disk(tx, path)
-            rows = warm.disks(tx)
-            left = sum(1 for other, row in rows.items() if other != number and row.state == "active")
-            if left < k + m and not options.force:
-                raise InvalidArgument(
-                    f"{left} disks would be left and {k}+{m} shards need {k + m}; `stratum disk replace` it, add one first, or --force"
-                )
-            rows[number].state = "draining"
-            warm.set_disk(tx, number, rows[number])
-
-        opened.mutate(remove, frees=True)
-    return show(options, {"draining": str(path)}, f"{path} is being emptied; `stratum disk list` shows how far it is")
-
-
-def disk_replace(options: Namespace) -> int:
-    with Volume(options.volume, "cli") as opened:
-        _code(opened)
-        old, new = options.path.absolute(), options.new.absolute()
-        with opened.snapshot() as reader:
-            number = warm.find_disk(reader, old)
-        if old == new:
-            _set_aside(new)
-            opened.mutate(lambda tx: _retire(tx, number, 0), frees=True)
-        successor = opened.warm.add(new)
-        opened.mutate(lambda tx: _retire(tx, number, successor), frees=True)
-        warnings = warn_about_devices(_active_paths(opened))
-    document = {"replaced": str(old), "by": str(new), "warnings": warnings}
-    return show(
-        options, document, f"{new} replaces {old}; it is being rebuilt; `stratum disk list` shows how far it is"
-    )
-
-
-def _set_aside(path: Path) -> None:
-    """A new disk is mounted where the old one was: it must be empty, as `WarmStore.add` will see."""
-    if (path / warm.MARKER).exists():
-        raise InvalidArgument(f"{path} still is the disk it was; mount the new one there, or name another folder")
-
-
-def _retire(tx: MetadataTransaction, number: int, successor: int) -> None:
-    row = warm.disks(tx)[number]
-    row.state, row.successor = "replaced", successor
-    warm.set_disk(tx, number, row)
-
-
-def disk_list(options: Namespace) -> int:
-    with Volume(options.volume, "cli") as opened:
-        with opened.snapshot() as reader:
-            rows = warm.disks(reader)
-            stored = [row for _, row in packs.scan(reader) if row.state == VALID and row.tier == Tier.WARM]
-            queue = [unpack_json(raw) for _, raw in reader.scan(*prefix_range(b"h"))]
-        disks = [_disk(opened, number, row, stored) for number, row in rows.items()]
-    repair: dict[str, Any] = {
-        "packs_waiting": len(queue),
-        "failing": [why["error"] for why in queue if why.get("error")],
-    }
-    document = {"ec": opened.config.volume_ec, "disks": disks, "repair": repair}
-    text = table(disks, ["path", "state", "present", "shards", "shard_bytes", "free_bytes"])
-    text += f"\nrepair queue: {len(queue)} packs" + "".join(f"\n  {error}" for error in repair["failing"][:10])
-    return show(options, document, text)
-
-
-def _disk(opened: Volume, number: int, row: DiskRow, stored: list[PackRow]) -> dict[str, Any]:
-    on_it = [pack for pack in stored if number in pack.disks]
-    present = row.state != "replaced" and opened.warm.is_present(number, row)
-    free = 0
-    if present:
-        stat = os.statvfs(row.path)
-        free = stat.f_bavail * stat.f_frsize
-    return {
-        "disk": f"{number:016x}", "path": row.path, "state": row.state, "present": present, "shards": len(on_it),
-        "shard_bytes": sum(pack.shard_bytes for pack in on_it), "free_bytes": free,
-    }  # fmt: skip
 
 
 # -- remotes ------------------------------------------------------------------------------------------------------------
@@ -255,70 +133,6 @@ def cold_drain(options: Namespace) -> int:
     return show(options, {"name": options.name, "draining": not options.cancel}, f"{options.name} {text}")
 
 
-# -- scrub --------------------------------------------------------------------------------------------------------------
-
-
-def _scrub_state(opened: Volume) -> dict[str, Any]:
-    with opened.snapshot() as reader:
-        return {"state": "never run", "unhealed": [], "found": 0, **packs.setting(reader, "scrub")}
-
-
-def scrub_start(options: Namespace) -> int:
-    with Volume(options.volume, "cli") as opened:
-        heal.start_scrub(opened)
-        with Progress("checking every stored byte") as progress:
-            while options.wait and (state := _scrub_state(opened))["state"] == "running":
-                progress.at(state.get("read_bytes", 0), state.get("total_bytes", 0))
-                _work(opened, lambda worker: worker.scrub_now())
-        return _print_scrub(options, _scrub_state(opened), final=options.wait)
-
-
-def _print_scrub(options: Namespace, state: dict[str, Any], *, final: bool = False) -> int:
-    unhealed = list(state["unhealed"])
-    text = f"{state['state']}: {state.get('checked', 0)} checked, {state.get('read_bytes', 0)} bytes read, {state['found']} damaged, {state.get('healed', 0)} healed"
-    show(options, state, text + "".join(f"\n  not healed: {thing}" for thing in unhealed))
-    return 1 if final and (unhealed or state["found"] != state.get("healed", 0)) else 0
-
-
-def scrub_status(options: Namespace) -> int:
-    with Volume(options.volume, "cli") as opened:
-        return _print_scrub(options, _scrub_state(opened))
-
-
-def scrub_set(options: Namespace) -> int:
-    """Pause and resume."""
-    with Volume(options.volume, "cli") as opened:
-
-        def change(tx: MetadataTransaction) -> None:
-            state = packs.setting(tx, "scrub")
-            wanted = {"pause": ("running", "paused"), "resume": ("paused", "running")}[options.action]
-            if state.get("state") != wanted[0]:
-                raise InvalidArgument(f"scrub is {state.get('state', 'not running')}; nothing to {options.action}")
-            tx.put(b"gscrub", pack_json({**state, "state": wanted[1]}))
-
-        opened.mutate(change, frees=True)
-        return _print_scrub(options, _scrub_state(opened))
-
-
-def scrub_speed(options: Namespace) -> int:
-    if options.bytes_per_s < 1:
-        raise InvalidArgument("the speed is bytes a second, at least 1")
-    with Volume(options.volume, "cli") as opened:
-        opened.mutate(lambda tx: tx.put(b"gscrub_speed", pack_json({"bytes_per_s": options.bytes_per_s})), frees=True)
-    return show(
-        options, {"bytes_per_s": options.bytes_per_s}, f"scrub reads at most {options.bytes_per_s} bytes a second"
-    )
-
-
-def _work(opened: Volume, step: Any) -> None:
-    """Do a step here if nobody else moves data; otherwise leave it to who does, and wait a moment."""
-    try:
-        with exclusive(opened):
-            step(daemon.Tierd(opened))
-    except Busy:
-        time.sleep(LOOK_S)
-
-
 # -- tiers --------------------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +191,7 @@ def _wait_for(opened: Volume, number: int, asked: MoveRow) -> str:
             return "somebody asked for another move of it"
         if row.error:
             return row.error
-        _work(opened, lambda worker: worker.move_asked())
+        work(opened, lambda worker: worker.move_asked())
 
 
 def tier_status(options: Namespace) -> int:

@@ -20,6 +20,7 @@ from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
 from stratum.housekeeping import run_once
 from stratum.segments import block_checksums
 from stratum.tier_rows import VALID, Tier
+from stratum.tiering import leaving
 from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover
 from stratum.volume import Volume
@@ -221,6 +222,50 @@ def test_a_replaced_disk_is_rebuilt_and_a_drained_one_forgotten(tiered: Volume, 
     with tiered.snapshot() as reader:
         assert leaving not in warm.disks(reader)
     assert all(get(tiered, f"k{number}") == DATA for number in range(5))
+    assert fsck.check(tiered) == []
+
+
+def test_a_rebuild_says_how_far_it_is_and_goes_on_after_an_interruption(tiered: Volume, tmp_path: Path) -> None:
+    mover = Mover(tiered)
+    for number in range(40):
+        mover.move([put(tiered, f"k{number}", DATA).number], Tier.WARM, cause="test")
+    now = [1000.0]
+    healer = Healer(tiered, mover, clock=lambda: now[0])
+    shutil.rmtree(tmp_path / "d1")
+    successor = tiered.warm.add(tmp_path / "new")
+    with tiered.snapshot() as reader:
+        old = warm.find_disk(reader, tmp_path / "d1")
+        row = warm.disks(reader)[old]
+        on_it = [pack for _, pack in packs.scan(reader) if old in pack.disks]
+    total = sum(pack.shard_bytes for pack in on_it)
+    row.state, row.successor = "replaced", successor
+    tiered.mutate(lambda tx: warm.set_disk(tx, old, row))
+
+    def far() -> leaving.Rebuild:
+        with tiered.snapshot() as reader:
+            found = leaving.progress(reader, old)
+        assert found is not None
+        return found
+
+    assert healer.repair()
+    assert (far().total_bytes, far().done_bytes, far().eta_s) == (total, 0, None)
+    now[0] += 4
+    assert healer.repair()
+    assert far().done_bytes == 8 * total // 40  # what the round before it had done
+    assert far().bytes_per_s == far().done_bytes / 4
+    assert far().eta_s == (total - far().done_bytes) / far().bytes_per_s
+    now[0] += 3600  # nobody worked for an hour: the rate is of what happens now
+    healer = Healer(tiered, mover, clock=lambda: now[0])
+    assert healer.repair()
+    assert (far().done_bytes, far().bytes_per_s, far().eta_s) == (16 * total // 40, 0.0, None)
+    while healer.repair():
+        now[0] += 4
+        healer.repair()
+    healer.repair()
+    with tiered.snapshot() as reader:
+        assert leaving.progress(reader, old) is None
+        assert old not in warm.disks(reader)
+    assert sum(1 for _ in (tmp_path / "new").rglob("*.shard")) == len(on_it)
     assert fsck.check(tiered) == []
 
 
