@@ -1,4 +1,4 @@
-"""Backups of the metadata, and the drill that proves one.
+"""Backups of the metadata. `drill.py` proves one.
 
 A backup is one file that only its owner may read, a gzip-compressed tar:
 
@@ -15,7 +15,6 @@ Invariants
 * `restore` puts nothing in place that it has not verified, keeps the metadata that was there, and never works on an open volume.
 * A restored volume gives out no number that the volume gave out after the backup: what was written since can never be taken
   for something new.
-* The drill changes nothing below the volume it is about.
 """
 
 from __future__ import annotations
@@ -27,28 +26,29 @@ import io
 import itertools
 import json
 import os
-import random
 import shutil
 import tarfile
 import tempfile
 import time
 import zlib
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stratum import __version__, config, content, fsck
+from stratum import __version__, config
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
 from stratum.kv.lmdb_store import LmdbCopy, LmdbStore
 from stratum.log import get_logger
-from stratum.schema import FORMAT_VERSION, Inode, Kind, key_u64, pack_json, pack_u64, prefix_range, unpack_u64
+from stratum.schema import FORMAT_VERSION, pack_json, pack_u64, prefix_range, unpack_u64
 from stratum.segments import fsync_folder
 from stratum.sessions import SLOTS
 from stratum.volume import Volume, hot_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Watch = Callable[[int, int], None]
 
 log = get_logger("backup")
 FORMAT = 1
@@ -88,14 +88,49 @@ class Source:
     instance: str
 
 
-def make(volume: Volume, target: Path, *, keep: int = 0) -> Backup:
+class _Watched:
+    """Counts the bytes that a backup reads, for whoever waits: `watch(done, total)`."""
+
+    def __init__(self, watch: Watch, total: int) -> None:
+        self._watch = watch
+        self._total = total
+        self._done = 0
+
+    def count(self, size: int) -> None:
+        self._done += size
+        self._watch(self._done, self._total)
+
+    def reading(self, file: BinaryIO) -> _Reading:
+        return _Reading(file, self)
+
+
+class _Reading:
+    """What tarfile reads a member from."""
+
+    def __init__(self, file: BinaryIO, watched: _Watched) -> None:
+        self._file = file
+        self._watched = watched
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._watched.count(len(data))
+        return data
+
+
+def _unwatched(_done: int, _total: int) -> None:
+    pass
+
+
+def make(volume: Volume, target: Path, *, keep: int = 0, watch: Watch = _unwatched) -> Backup:
     """Write a backup to a new file, or into a folder under a name of its own; there the newest `keep` of this volume stay.
+
+    `watch(done, total)` is called with bytes: those written, then those read back.
 
     Raises `InvalidArgument` for a target that cannot be, `BackupDamaged` if what was written does not read back.
     """
     if keep and not target.is_dir():
         raise InvalidArgument(f"--keep wants a folder, and {target} is none")
-    made = save(Source(volume.root, cast("LmdbStore", volume.store), volume.config, volume.instance), target)
+    made = save(Source(volume.root, cast("LmdbStore", volume.store), volume.config, volume.instance), target, watch)
     volume.mutate(
         lambda tx: tx.put(b"gbackup", pack_json({"at_s": round(made.made_s, 3), "path": str(made.path.absolute())})),
         frees=True,
@@ -107,7 +142,7 @@ def make(volume: Volume, target: Path, *, keep: int = 0) -> Backup:
     return made
 
 
-def save(source: Source, target: Path) -> Backup:
+def save(source: Source, target: Path, watch: Watch = _unwatched) -> Backup:
     """The same without noting it in the volume."""
     if target.is_dir():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
@@ -123,8 +158,8 @@ def save(source: Source, target: Path) -> Backup:
     partial = path.with_name(path.name + ".partial")
     try:
         with tempfile.TemporaryDirectory(prefix=".stratum-backup-", dir=path.parent) as scratch:
-            made = _write(source, Path(scratch), partial)
-        verify(partial)
+            made, watched = _write(source, Path(scratch), partial, watch)
+        _read_back(partial, watched)
         partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -134,13 +169,14 @@ def save(source: Source, target: Path) -> Backup:
     return made
 
 
-def _write(source: Source, scratch: Path, partial: Path) -> Backup:
+def _write(source: Source, scratch: Path, partial: Path, watch: Watch) -> tuple[Backup, _Watched]:
     made_s = time.time()
     (scratch / "stratum.toml").write_bytes((source.root / config.CONFIG_NAME).read_bytes())
     (scratch / "seal.key").write_bytes((source.root / "meta" / "seal.key").read_bytes())
     source.store.copy_to(str(scratch))
     transaction, rows = _walk(scratch)
     members = {name: _digest(scratch / name) for name in MEMBERS}
+    watched = _Watched(watch, 2 * sum(member["bytes"] for member in members.values()))
     made = Backup(partial, source.instance, made_s, rows, transaction, 0, members)
     manifest = json.dumps(
         {"format": FORMAT, "made_s": made_s, "stratum": __version__, "instance": source.instance, "transaction": transaction, "rows": rows, "members": members}
@@ -154,11 +190,11 @@ def _write(source: Source, scratch: Path, partial: Path) -> Backup:
             _add(archive, MANIFEST, io.BytesIO(manifest), len(manifest))
             for name in MEMBERS:
                 with (scratch / name).open("rb") as file:
-                    _add(archive, name, file, members[name]["bytes"])
+                    _add(archive, name, watched.reading(file), members[name]["bytes"])
         raw.flush()
         os.fsync(raw.fileno())
         made.size = raw.tell()
-    return made
+    return made, watched
 
 
 def _add(archive: tarfile.TarFile, name: str, file: Any, size: int) -> None:
@@ -199,18 +235,18 @@ def of_instance(folder: Path, instance: str) -> list[Path]:
 # -- reading one --------------------------------------------------------------------------------------------------------
 
 
-def verify(path: Path) -> Backup:
+def verify(path: Path, watch: Watch = _unwatched) -> Backup:
     """Read a whole backup and compare it with its manifest. Raises `BackupDamaged` or `NotFound`."""
-    with _opened(path) as (archive, told):
-        for name in MEMBERS:
-            _copy_member(archive, name, told, None)
-        return told
+    return _read_back(path, watch)
 
 
-def _extract(path: Path, folder: Path) -> Backup:
+def _read_back(path: Path, watch: Watch | _Watched, folder: Path | None = None) -> Backup:
+    """Into `folder`, if there is one."""
     with _opened(path) as (archive, told):
+        total = sum(member["bytes"] for member in told.members.values())
+        watched = watch if isinstance(watch, _Watched) else _Watched(watch, total)
         for name in MEMBERS:
-            _copy_member(archive, name, told, folder / name)
+            _copy_member(archive, name, told, folder / name if folder else None, watched)
         return told
 
 
@@ -237,7 +273,7 @@ def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Backup]]:
         raise BackupDamaged(f"{path} is no backup, or is cut off or damaged ({error}); use another one") from error
 
 
-def _copy_member(archive: tarfile.TarFile, name: str, told: Backup, target: Path | None) -> None:
+def _copy_member(archive: tarfile.TarFile, name: str, told: Backup, target: Path | None, watched: _Watched) -> None:
     """The next member, which must be `name`. A name in the file never becomes a path."""
     entry = archive.next()
     file = archive.extractfile(entry) if entry is not None and entry.name == name else None
@@ -249,6 +285,7 @@ def _copy_member(archive: tarfile.TarFile, name: str, told: Backup, target: Path
         while piece := file.read(COPY_BYTES):
             digest.update(piece)
             size += len(piece)
+            watched.count(len(piece))
             out.write(piece)
         out.flush()
         if target is not None:
@@ -260,7 +297,7 @@ def _copy_member(archive: tarfile.TarFile, name: str, told: Backup, target: Path
 # -- putting one back ---------------------------------------------------------------------------------------------------
 
 
-def restore(path: Path, root: Path, *, adopt: bool = False) -> tuple[Backup, Path | None]:
+def restore(path: Path, root: Path, *, adopt: bool = False, watch: Watch = _unwatched) -> tuple[Backup, Path | None]:
     """Make the backup the metadata of the volume at `root`: (backup, where the metadata that was there lies now).
 
     A missing or empty folder becomes the volume, with the configuration of the backup; the configuration of an existing one
@@ -279,7 +316,7 @@ def restore(path: Path, root: Path, *, adopt: bool = False) -> tuple[Backup, Pat
         shutil.rmtree(staging)
     staging.mkdir(mode=0o700)
     try:
-        told = _extract(path, staging)
+        told = _read_back(path, watch, staging)
         text = ((staging if new else root) / config.CONFIG_NAME).read_text()
         settings = config.parse(text, config.CONFIG_NAME)
         if new and not adopt:
@@ -376,122 +413,3 @@ def _prepare(meta: Path, settings: config.Config, newest: int) -> None:
     for name in ("data.mdb", "seal.key"):
         (meta / name).chmod(0o600)
     fsync_folder(meta)
-
-
-# -- the drill ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Drill:
-    """What a restore of this backup would have brought now.
-
-    `rpo_s`: what was written in these last seconds would be lost. `rto_s`: reading, verifying and opening took so long; the checks
-    are not in it. Of the sample, so many files could not be read because they were replaced or removed since (`changed`), or because
-    their bytes went to another tier since (`moved`): the next backup knows where. `lost` are those that nothing explains.
-    """
-
-    backup: str
-    rpo_s: float
-    rto_s: float
-    files: int = 0
-    sampled: int = 0
-    read_bytes: int = 0
-    changed: int = 0
-    moved: int = 0
-    lost: list[str] = field(default_factory=list)
-    damage: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.lost and not self.damage
-
-    def document(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.ok}
-
-
-def drill(root: Path, source: Path, *, sample: int, scratch: Path | None = None, seed: int | None = None) -> Drill:
-    """Restore a backup (of a folder: the newest one of this volume) into a scratch folder over the real data, check every row, and read
-    `sample` files whole through their checksums. Raises `NotFound`, `BackupDamaged`.
-    """
-    root = root.absolute()
-    with Volume(root, "drill") as live:
-        path = source
-        if source.is_dir():
-            found = of_instance(source, live.instance)
-            if not found:
-                raise NotFound(f"{source} holds no backup of {root}; `stratum meta backup {root} {source}` makes one")
-            path = found[-1]
-        with tempfile.TemporaryDirectory(prefix="stratum-drill-", dir=scratch) as folder:
-            return _drill(live, path, Path(folder) / "volume", sample, random.Random(seed))
-
-
-def _drill(live: Volume, path: Path, scratch: Path, sample: int, choice: random.Random) -> Drill:
-    began = time.monotonic()
-    told, _ = restore(path, _scratch_volume(live, scratch))
-    if told.instance != live.instance:
-        raise InvalidArgument(f"{path} is of another volume ({told.instance}, this is {live.instance})")
-    with Volume(scratch, "drill") as opened:
-        done = Drill(str(path), round(time.time() - told.made_s, 1), round(time.monotonic() - began, 3))
-        done.damage = [f"{item.kind}: {item.thing}: {item.what}" for item in fsck.check(opened, data=False)]
-        for number in _choose(opened, done, sample, choice):
-            _read(live, opened, number, done)
-    return done
-
-
-def _scratch_volume(live: Volume, scratch: Path) -> Path:
-    """An empty volume whose data folders are the real ones; nothing that opens it writes there unless it is told to store something."""
-    scratch.mkdir()
-    changed = {
-        f"{section}.{name}": value for section, table in live.config.as_dict().items() for name, value in table.items()
-    }
-    changed["volume.hot"] = [str(folder) for folder in live.segments.folders]
-    changed["mount.path"] = ""
-    (scratch / config.CONFIG_NAME).write_text(config.render(changed))
-    return scratch
-
-
-def _choose(opened: Volume, done: Drill, sample: int, choice: random.Random) -> list[int]:
-    """`sample` files, each as likely as any other."""
-    chosen: list[int] = []
-    with opened.snapshot() as reader:
-        for key, raw in reader.scan(*prefix_range(b"I")):
-            if raw[0] != Kind.FILE:
-                continue
-            done.files += 1
-            if len(chosen) < sample:
-                chosen.append(unpack_u64(key[1:])[0])
-            elif (at := choice.randrange(done.files)) < sample:
-                chosen[at] = unpack_u64(key[1:])[0]
-    return chosen
-
-
-def _read(live: Volume, opened: Volume, number: int, done: Drill) -> None:
-    with opened.snapshot() as reader:
-        inode = reader.inode(number)
-        planned = content.plan_read(reader, inode)
-    done.sampled += 1
-    try:
-        for piece in content.read_planned(opened, planned, 0, inode.size):
-            done.read_bytes += len(piece)
-    except StratumError as error:
-        since = _compare(live, opened, inode)
-        if since == "changed":
-            done.changed += 1
-        elif since == "moved":
-            done.moved += 1
-        else:
-            done.lost.append(f"inode {number:#x}: {error.message}")
-
-
-def _compare(live: Volume, opened: Volume, inode: Inode) -> str:
-    """What became of a file since the backup: "changed", "moved", or "" if nothing did."""
-    with live.snapshot() as now, opened.snapshot() as then:
-        if not now.has_inode(inode.number) or now.inode(inode.number).version != inode.version:
-            return "changed"
-        for extent in {piece.extent for piece in then.slices(inode.number)}:
-            if now.get(key_u64(b"X", extent)) != then.get(key_u64(b"X", extent)):
-                return "moved"
-            prefix = prefix_range(key_u64(b"c", extent))
-            if dict(now.scan(*prefix)) != dict(then.scan(*prefix)):
-                return "moved"
-    return ""

@@ -47,6 +47,7 @@ from stratum.tiering.snapshots import SEAL_KEY, parse
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from stratum.cold import Remote
@@ -83,8 +84,8 @@ class _Found:
     index: str = ""
 
 
-def _look(remote: Remote, name: str, report: Report) -> _Found:
-    """Raises `NotFound` if there is no volume, `TierUnavailable` if the bucket cannot be read."""
+def _look(remote: Remote, name: str, report: Report, watch: Callable[[int, int], None]) -> _Found:
+    """`watch(done, total)` counts the bytes of the objects looked at. Raises `NotFound` if there is no volume, `TierUnavailable` if the bucket cannot be read."""
     try:
         marker = cold.read_marker(remote)
         if marker is None:
@@ -93,9 +94,12 @@ def _look(remote: Remote, name: str, report: Report) -> _Found:
         listed = list(remote.sealed.list(prefix))
         indexes = sorted(info.key for info in listed if info.key.startswith(prefix + "_index/"))
         found = _Found(marker["instance"], marker["epoch"], {}, indexes[-1] if indexes else "")
+        total, done = sum(info.size for info in listed), 0
         for info in listed:
             if not info.key.startswith(prefix + "_index/"):
                 _read_pack(remote, name, info, found, report)
+            done += info.size
+            watch(done, total)
         if listed and remote.sealed is remote.plain and SALT in remote.plain.head(listed[0].key).metadata:
             raise InvalidArgument("what lies in the bucket is encrypted; give its key with --encryption-key")
         if report.damaged and not found.packs:
@@ -124,13 +128,21 @@ def _read_pack(remote: Remote, name: str, info: ObjectInfo, found: _Found, repor
     found.packs[int(told["pack"])] = (row, told)
 
 
-def rebuild(root: Path, settings: dict[str, Any], warm_paths: list[Path], name: str, row: ColdRow) -> Report:
+def rebuild(
+    root: Path,
+    settings: dict[str, Any],
+    warm_paths: list[Path],
+    name: str,
+    row: ColdRow,
+    *,
+    watch: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Report:
     """Make the volume. Raises `NotFound`, `TierUnavailable`, `ForeignRemote` or what making a volume raises; the folder is
     then removed again, and the bucket is as it was.
     """
     report = Report()
     remote = cold.open_remote(name, replace(row, can={}), request_s_max=60.0)
-    found = _look(remote, name, report)
+    found = _look(remote, name, report, watch)
     volume.create(root, settings)
     try:
         rows = _snapshot_rows(remote, found, report)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from stratum import backup
+from stratum import backup, drill
 from stratum import upgrade as upgrading
 from stratum.cli.commands import show
+from stratum.cli.progress import Progress
 from stratum.errors import InvalidArgument
 from stratum.volume import Volume
 
@@ -23,8 +24,8 @@ def meta_backup(options: Namespace) -> int:
     if options.keep is not None and options.keep < 1:
         raise InvalidArgument("--keep 0 would remove the backup that was just made; give at least 1")
     began = time.monotonic()
-    with Volume(options.volume, "backup") as opened:
-        made = backup.make(opened, options.target, keep=options.keep or 0)
+    with Volume(options.volume, "backup") as opened, Progress("saving the metadata") as progress:
+        made = backup.make(opened, options.target, keep=options.keep or 0, watch=progress.at)
     document = {
         "backup": str(made.path), "made": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "seconds": round(time.monotonic() - began, 3),
     }  # fmt: skip
@@ -36,13 +37,15 @@ def meta_backup(options: Namespace) -> int:
 
 
 def meta_verify(options: Namespace) -> int:
-    told = backup.verify(options.file)
+    with Progress("reading the backup") as progress:
+        told = backup.verify(options.file, progress.at)
     document = {"backup": str(told.path), "instance": told.instance, "made": _moment(told.made_s), "rows": told.rows}
     return show(options, document, f"{told.path} is whole: {told.rows} rows as of {document['made']}")
 
 
 def meta_restore(options: Namespace) -> int:
-    told, replaced = backup.restore(options.file, options.volume, adopt=options.adopt_data)
+    with Progress("reading the backup") as progress:
+        told, replaced = backup.restore(options.file, options.volume, adopt=options.adopt_data, watch=progress.at)
     document = {
         "restored": str(options.volume), "made": _moment(told.made_s), "rows": told.rows, "replaced": str(replaced) if replaced else None,
     }  # fmt: skip
@@ -58,7 +61,7 @@ def meta_restore(options: Namespace) -> int:
 def drill_restore(options: Namespace) -> int:
     if options.sample < 0:
         raise InvalidArgument("--sample is a number of files, 0 or more")
-    done = backup.drill(
+    done = drill.drill(
         options.volume, options.source, sample=options.sample, scratch=options.scratch, seed=options.seed
     )
     lines = [

@@ -301,7 +301,8 @@ def rebuild_volume(options: Namespace) -> int:
     root = options.volume.absolute()
     row = cold_row(options)
     changed, warm_paths = init_settings(options)
-    report = rebuild(root, changed, warm_paths, options.from_cold, row)
+    with Progress("looking through the remote") as progress:
+        report = rebuild(root, changed, warm_paths, options.from_cold, row, watch=progress.at)
     document = {
         **init_document(root, report.access_key, report.secret_key), "files": report.files, "bytes": report.size, "packs": report.packs,
         "snapshot": report.snapshot, "lost": report.lost, "damaged": report.damaged,

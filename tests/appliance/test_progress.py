@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import fsck
+from stratum import backup, fsck
 from stratum.cli.progress import Progress, amount, span
 from stratum.volume import Volume
 from tests.support import make_volume, put
@@ -70,3 +70,21 @@ def test_fsck_tells_how_much_it_has_read(tmp_path: Path) -> None:
             put(opened, str(number), bytes(100_000), inline_max=0)
         assert fsck.check(opened, seen=lambda done, total: told.append((done, total))) == []
     assert told == [(100_000, 300_000), (200_000, 300_000), (300_000, 300_000)]
+
+
+def test_a_backup_counts_what_it_writes_and_reads_back(tmp_path: Path) -> None:
+    root = tmp_path / "volume"
+    make_volume(root)
+    told: list[tuple[int, int]] = []
+    with Volume(root, "test") as opened:
+        put(opened, "k", b"x" * 1000)
+        made = backup.make(opened, tmp_path, watch=lambda *far: told.append(far))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {told[-1][0]}
+    size = told[-1][0] // 2
+    told.clear()
+    backup.verify(made.path, lambda *far: told.append(far))
+    assert told[-1] == (size, size)
+    told.clear()
+    backup.restore(made.path, tmp_path / "again", watch=lambda *far: told.append(far))
+    assert told[-1] == (size, size)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stratum import backup, fsck, housekeeping
+from stratum import backup, drill, fsck, housekeeping
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, VolumeInvalid
 from stratum.schema import key_u64, pack_json, prefix_range
 from stratum.volume import Volume
@@ -241,16 +241,16 @@ def test_a_folder_keeps_the_newest_of_its_volume(root: Path, tmp_path: Path, mon
 def test_the_drill_says_what_a_restore_would_bring_and_changes_nothing(root: Path, tmp_path: Path) -> None:
     save(root, tmp_path / "saved.tar.gz")
     before = digest_of(root)
-    done = backup.drill(root, tmp_path / "saved.tar.gz", sample=10)
+    done = drill.drill(root, tmp_path / "saved.tar.gz", sample=10)
     assert (done.ok, done.files, done.sampled) == (True, 3, 3)
     assert done.read_bytes == sum(map(len, BODIES.values()))
     assert digest_of(root) == before
     with Volume(root, "test") as opened:
         delete(opened, "extent")
         housekeeping.run_once(opened)
-    done = backup.drill(root, tmp_path / "saved.tar.gz", sample=10)
+    done = drill.drill(root, tmp_path / "saved.tar.gz", sample=10)
     assert (done.ok, done.changed, done.lost) == (True, 1, [])
-    assert backup.drill(root, tmp_path / "saved.tar.gz", sample=1, seed=1).sampled == 1
+    assert drill.drill(root, tmp_path / "saved.tar.gz", sample=1, seed=1).sampled == 1
 
 
 def test_the_drill_finds_bytes_that_are_bad(root: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_drill_finds_bytes_that_are_bad(root: Path, tmp_path: Path) -> None:
     files = [path for path in (root / "hot").rglob("*") if path.is_file()]
     for path in files:
         path.write_bytes(bytes(path.stat().st_size))
-    done = backup.drill(root, saved, sample=10)
+    done = drill.drill(root, saved, sample=10)
     assert not done.ok
     assert len(done.lost) == 2, done.lost
 
@@ -267,6 +267,6 @@ def test_the_drill_wants_a_backup_of_this_volume(root: Path, tmp_path: Path) -> 
     make_volume(tmp_path / "other")
     saved = save(tmp_path / "other", tmp_path / "other.tar.gz")
     with pytest.raises(InvalidArgument, match="another volume"):
-        backup.drill(root, saved, sample=1)
+        drill.drill(root, saved, sample=1)
     with pytest.raises(NotFound, match="no backup"):
-        backup.drill(root, tmp_path, sample=1)
+        drill.drill(root, tmp_path, sample=1)
