@@ -19,7 +19,7 @@ from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
 from stratum.log import get_logger
-from stratum.mountd import ask_mount, helper_of, mount_at, tune
+from stratum.mountd import ask_mount, helper_of, mount_at, source_name, tune
 from stratum.schema import key_u64, pack_json, unpack_json
 from stratum.undisturbed import Undisturbed
 
@@ -77,7 +77,7 @@ def serve(
     if taken_over is None:
         remove_stale(volume, mountpoint)
         mountpoint.mkdir(parents=True, exist_ok=True)
-        _mount(operations, mountpoint, helper, read_only=wanted.read_only)
+        _mount(operations, mountpoint, source_name(str(volume.root)), helper, read_only=wanted.read_only)
     else:
         pyfuse3.init(operations, f"/dev/fd/{taken_over.connection}", set(pyfuse3.default_options))
     serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over)
@@ -91,14 +91,14 @@ def serve(
     return serving.handover
 
 
-def _mount(operations: Operations, mountpoint: Path, helper: Path | None, *, read_only: bool) -> None:
+def _mount(operations: Operations, mountpoint: Path, source: str, helper: Path | None, *, read_only: bool) -> None:
     """Raises `UnfinishedMount`."""
     try:
         if helper is not None:
-            descriptor = ask_mount(helper, mountpoint, read_only=read_only)
+            descriptor = ask_mount(helper, mountpoint, source, read_only=read_only)
             pyfuse3.init(operations, f"/dev/fd/{descriptor}", set(pyfuse3.default_options))
         else:
-            options = {"fsname=stratum", "subtype=stratum", "allow_other", "default_permissions"}
+            options = {f"fsname={source}", "subtype=stratum", "allow_other", "default_permissions"}
             pyfuse3.init(
                 operations, str(mountpoint), set(pyfuse3.default_options) | options | ({"ro"} if read_only else set())
             )

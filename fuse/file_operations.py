@@ -199,7 +199,10 @@ class FileOperations(Base):
             if state.uncommitted and (everything or now - state.dirty_since >= COMMIT_AFTER_S):
                 try:
                     await self._flush(state)
+                    state.failure = ""
                 except StratumError as error:
-                    log.error("write_back_failed", inode=state.number, error=error.message)
+                    if state.failure != error.message:
+                        log.error("write_back_failed", inode=state.number, error=error.message)
+                    state.failure = error.message
                 if state.handles == 0:
                     self.open_files.drop(state)

@@ -64,13 +64,15 @@ class FileLock:
 class FileState:
     """One inode in use."""
 
-    __slots__ = ("buffer", "dirty_since", "handles", "lock", "nameless", "number", "pending")
+    __slots__ = ("buffer", "dirty_since", "failure", "handles", "lock", "nameless", "number", "pending")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.handles = 0
         self.buffer: WriteBuffer | None = None
         self.dirty_since = 0.0
+        self.failure = ""
+        """Why the last try in the background failed: it is tried four times a second, and told once."""
         self.lock = FileLock()
         self.nameless = False
         self.pending: Pending | None = None

@@ -10,7 +10,7 @@ Invariants
 * The directory belongs to root or to who asks; nothing is mounted there. Every mount is nosuid and nodev.
 * It detaches only mounts of type fuse.stratum that were made for who asks, which the kernel's table says.
 
-Protocol: SOCK_SEQPACKET, one JSON document a packet. {"action": "mount", "path", "read_only"} is answered {"ok": true} with a
+Protocol: SOCK_SEQPACKET, one JSON document a packet. {"action": "mount", "path", "source", "read_only"} is answered {"ok": true} with a
 descriptor, {"action": "detach", "path"} with {"ok": true}; both with {"error": text} if they cannot be.
 """
 
@@ -21,6 +21,7 @@ import ctypes
 import json
 import os
 import pwd
+import re
 import selectors
 import signal
 import socket
@@ -78,6 +79,12 @@ def mount_at(path: str) -> MountLine | None:
     return found
 
 
+def source_name(volume: object) -> str:
+    """What df(1) shows as the file system, and mount(8) compares with fstab: the volume's path, if it is a plain one."""
+    plain = isinstance(volume, str) and re.fullmatch(r"/[A-Za-z0-9._/@:+=-]{1,1000}", volume)
+    return str(volume) if plain else "stratum"
+
+
 def tune(device: int) -> None:
     """What a mount cannot negotiate; failing to is only slower."""
     for path, number in (
@@ -106,7 +113,8 @@ class MountHelper:
         path = document["path"]
         match document.get("action"):
             case "mount":
-                return {"ok": True}, self._mount(path, uid, gid, read_only=document.get("read_only") is True)
+                source = source_name(document.get("source"))
+                return {"ok": True}, self._mount(path, uid, gid, source, read_only=document.get("read_only") is True)
             case "detach":
                 self._detach(path, uid)
                 return {"ok": True}, None
@@ -135,7 +143,7 @@ class MountHelper:
             raise Refused(f"{path!r} must belong to root or to you, and not be writable by everybody")
         return at
 
-    def _mount(self, path: str, uid: int, gid: int, *, read_only: bool) -> int:
+    def _mount(self, path: str, uid: int, gid: int, source: str, *, read_only: bool) -> int:
         self._check(path)
         if mount_at(path) is not None:
             raise Refused(f"something is mounted at {path!r} already")
@@ -146,7 +154,7 @@ class MountHelper:
                 flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
                 options = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},allow_other,default_permissions"
                 target = f"/proc/self/fd/{place}".encode()
-                if _libc.mount(b"stratum", target, FILE_SYSTEM.encode(), flags, options.encode()) != 0:
+                if _libc.mount(source.encode(), target, FILE_SYSTEM.encode(), flags, options.encode()) != 0:
                     raise Refused(f"mount of {path!r} failed: {os.strerror(ctypes.get_errno())}")
             except BaseException:
                 os.close(device)
@@ -292,9 +300,10 @@ def _asked(helper: Path, document: dict[str, Any]) -> tuple[dict[str, Any], int 
     return found, numbers[0] if numbers else None
 
 
-def ask_mount(helper: Path, mountpoint: Path, *, read_only: bool) -> int:
+def ask_mount(helper: Path, mountpoint: Path, source: str, *, read_only: bool) -> int:
     """A descriptor of a fresh mount. Raises `UnfinishedMount`."""
-    _, descriptor = _asked(helper, {"action": "mount", "path": str(mountpoint), "read_only": read_only})
+    asked = {"action": "mount", "path": str(mountpoint), "source": source, "read_only": read_only}
+    _, descriptor = _asked(helper, asked)
     if descriptor is None:
         raise UnfinishedMount(f"the mount helper at {helper} sent no descriptor")
     return descriptor

@@ -43,6 +43,7 @@ RELIEF_BYTES = 256 * 1024 * 1024
 RETRY_S = 5.0
 RETRY_S_MAX = 600.0
 RESCAN_S = 3600.0
+DISKS_TOLD_S = 10.0
 PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
@@ -172,7 +173,10 @@ class Tierd:
         }  # fmt: skip
         with self._volume.snapshot() as reader:
             before = packs.setting(reader, "tierd")
-        if {**before, "at_s": 0} != {**document, "at_s": 0} or self._clock() - int(str(before.get("at_s", 0))) >= 60:
+        age_s = self._clock() - int(str(before.get("at_s", 0)))
+        # Somebody always writes a little to a disk: that alone is no reason for a commit every round.
+        same = all(before.get(name) == told for name, told in document.items() if name not in {"at_s", "disks"})
+        if not same or age_s >= (60 if before.get("disks") == document["disks"] else DISKS_TOLD_S):
             self._volume.mutate(lambda tx: tx.put(b"gtierd", pack_json(document)), frees=True)
 
     def scrub_now(self) -> None:

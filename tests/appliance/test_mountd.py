@@ -142,6 +142,7 @@ def test_a_daemon_without_root_mounts_for_the_host(place: Place) -> None:
     line = mountd.mount_at(str(place.mountpoint))
     assert line
     assert line.file_system == "fuse.stratum"
+    assert f"{place.root}/volume {place.mountpoint} fuse.stratum" in Path("/proc/self/mounts").read_text()
     assert {"allow_other", "default_permissions", f"user_id={NOBODY}"} <= line.options
     end(process)
     assert not place.is_mounted()
@@ -150,6 +151,12 @@ def test_a_daemon_without_root_mounts_for_the_host(place: Place) -> None:
     with pytest.raises(OSError, match="Read-only"):
         (here / "b").touch()
     end(process)
+
+
+def test_a_mount_is_named_by_its_volume_if_that_says_nothing_else() -> None:
+    assert mountd.source_name("/srv/stratum/volume-1") == "/srv/stratum/volume-1"
+    for other in (None, 7, "", "volume", "/with space", "/a,b", "/a\\b", "/line\nbreak", "/" + "x" * 2000):
+        assert mountd.source_name(other) == "stratum"
 
 
 def test_after_a_kill_the_stale_mount_is_replaced(place: Place) -> None:
@@ -255,6 +262,6 @@ def test_a_broken_client_breaks_nothing(place: Place) -> None:
             assert "error" in json.loads(connection.recv(8192))
     assert place.helper.poll() is None
     with pytest.raises(UnfinishedMount, match="not below"):
-        mountd.ask_mount(place.socket, Path("/etc"), read_only=False)
+        mountd.ask_mount(place.socket, Path("/etc"), "", read_only=False)
     with pytest.raises(UnfinishedMount, match="does not answer"):
-        mountd.ask_mount(place.root / "nothing", place.mountpoint, read_only=False)
+        mountd.ask_mount(place.root / "nothing", place.mountpoint, "", read_only=False)

@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from tests.support import serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from stratum.transaction import MetadataTransaction
     from tests.support import Server
@@ -129,6 +129,10 @@ def test_the_last_flush_of_two_mounts_wins(tmp_path: Path) -> None:
         os.close(here)
         os.close(there)
         assert (first / "one" / "f").read_bytes() == (second / "one" / "f").read_bytes() == b"2nd"
+
+
+def test_a_mount_is_named_by_its_volume(mounted: Server) -> None:
+    assert f"{mounted.root} {mounted.mount} fuse.stratum" in Path("/proc/self/mounts").read_text()
 
 
 def test_statfs_is_true(mounted: Server, home: Path) -> None:
