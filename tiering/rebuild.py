@@ -96,7 +96,7 @@ def _look(remote: Remote, name: str, report: Report, watch: Callable[[int, int],
         found = _Found(marker["instance"], marker["epoch"], {}, indexes[-1] if indexes else "")
         total, done = sum(info.size for info in listed), 0
         for info in listed:
-            if not info.key.startswith(prefix + "_index/"):
+            if not info.key.startswith(prefix + "_"):
                 _read_pack(remote, name, info, found, report)
             done += info.size
             watch(done, total)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from stratum import backup, drill
+from stratum import backup, backup_remote, drill
 from stratum import upgrade as upgrading
 from stratum.cli.commands import show
 from stratum.cli.progress import Progress
+from stratum.cli.tier_commands import cold_row
 from stratum.errors import InvalidArgument
 from stratum.volume import Volume
 
@@ -23,17 +24,35 @@ def _moment(seconds: float) -> str:
 def meta_backup(options: Namespace) -> int:
     if options.keep is not None and options.keep < 1:
         raise InvalidArgument("--keep 0 would remove the backup that was just made; give at least 1")
-    began = time.monotonic()
+    began, sent = time.monotonic(), ""
     with Volume(options.volume, "backup") as opened, Progress("saving the metadata") as progress:
+        if options.to_cold:
+            backup_remote.check(opened, options.to_cold, plain=options.unencrypted)
         made = backup.make(opened, options.target, keep=options.keep or 0, watch=progress.at)
+        if options.to_cold:
+            with Progress(f"sending it to {options.to_cold}") as sending:
+                sent = backup_remote.send(
+                    opened,
+                    made,
+                    options.to_cold,
+                    keep=options.keep or 0,
+                    watch=sending.at,
+                )
     document = {
-        "backup": str(made.path), "made": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "seconds": round(time.monotonic() - began, 3),
+        "backup": str(made.path), "made": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "seconds": round(time.monotonic() - began, 3), "remote_key": sent or None,
     }  # fmt: skip
+    text = f"{made.path}: {made.rows} rows, {made.size} bytes, verified; it holds the keys of the volume: keep it as safe as these"
     return show(
-        options,
-        document,
-        f"{made.path}: {made.rows} rows, {made.size} bytes, verified; it holds the keys of the volume: keep it as safe as these",
+        options, document, text + (f"\nsent to remote {options.to_cold} as {sent}, and read back" if sent else "")
     )
+
+
+def meta_fetch(options: Namespace) -> int:
+    with Progress("fetching the backup") as progress:
+        told = backup_remote.fetch(cold_row(options), options.target, progress.at)
+    document = {"backup": str(told.path), "instance": told.instance, "made": _moment(told.made_s), "rows": told.rows}
+    text = f"{told.path}: {told.rows} rows as of {document['made']}, verified\nnext: stratum meta restore VOLUME {told.path}"
+    return show(options, document, text)
 
 
 def meta_verify(options: Namespace) -> int:

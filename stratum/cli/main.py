@@ -191,7 +191,16 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     saved = group("meta", "save the metadata, and bring it back")
     made = command(saved, "backup", "write a verified backup while the volume is served", saving.meta_backup)
     made.add_argument("target", metavar="TARGET", type=Path, help="a folder, or a new file")
-    made.add_argument("--keep", metavar="N", type=int, help="leave the newest N of this volume in the folder")
+    made.add_argument(
+        "--keep", metavar="N", type=int, help="leave the newest N of this volume in the folder, and in the remote"
+    )
+    made.add_argument("--to-cold", metavar="NAME", default="", help="send it to this remote too")
+    made.add_argument("--unencrypted", action="store_true", help="although the remote is not encrypted")
+    made = saved.add_parser("fetch", help="bring the newest backup back from a bucket alone", epilog=_EPILOG)
+    made.add_argument("target", metavar="TARGET", type=Path, help="a folder, or a new file")
+    _remote_arguments(made)
+    made.add_argument("--json", action="store_true", help="print one JSON document")
+    made.set_defaults(run=saving.meta_fetch, volume=None)
     made = command(
         saved, "restore", "make a backup the metadata of a volume", saving.meta_restore, volume_default=False
     )
