@@ -74,8 +74,9 @@ fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *op
     return session;
 }
 
-/* A file's handle never has this bit: see OpenFiles.open_directory. */
-#define KEEPS_LISTING (UINT64_C(1) << 62)
+/* Bits of a directory's handle, see OpenFiles.open_directory: the kernel may use and fill its listing; it need not drop the one it has. */
+#define USES_LISTING (UINT64_C(1) << 62)
+#define DIRECTORY (UINT64_C(1) << 61)
 
 __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *opened)
 {
@@ -84,8 +85,10 @@ __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t request, c
 
     if (next == NULL)
         next = (int (*)(fuse_req_t, const struct fuse_file_info *))dlsym(RTLD_NEXT, "fuse_reply_open");
-    if (told.fh & KEEPS_LISTING)
-        told.cache_readdir = told.keep_cache = 1;
+    if (told.fh & USES_LISTING)
+        told.cache_readdir = 1;
+    if (told.fh & DIRECTORY)
+        told.keep_cache = 1;
     return next(request, &told);
 }
 

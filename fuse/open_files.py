@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 POSITIONS_MAX = 4096
-KEEPS_LISTING = 1 << 62
-"""A bit of a directory's handle that `negotiate.c` looks for."""
+USES_LISTING, DIRECTORY = 1 << 62, 1 << 61
+"""Bits of a directory's handle that `negotiate.c` looks for."""
 
 
 @dataclass(slots=True)
@@ -102,6 +102,7 @@ class DirectoryHandle:
     """`positions` maps a cookie to the entry it stands behind, for the cookies a kernel can come back to."""
 
     number: int
+    mtime_ns: int
     positions: dict[int, bytes] = field(default_factory=dict)
 
     def remember(self, cookie: int, entry: bytes) -> None:
@@ -171,10 +172,16 @@ class OpenFiles:
             state.buffer = WriteBuffer(volume, inode)
         return state.buffer
 
-    def open_directory(self, number: int, *, keeps_listing: bool) -> int:
-        """`keeps_listing`: whether the kernel may; it asks for the directory's mtime before it uses what it kept, and forgets both when told."""
-        handle = next(self._numbers) | (KEEPS_LISTING if keeps_listing else 0)
-        self.directories[handle] = DirectoryHandle(number)
+    def open_directory(self, number: int, mtime_ns: int, *, cached: bool) -> int:
+        """`cached`: the kernel may keep the listing; it asks for the directory's mtime before it uses what it kept.
+
+        Not while somebody has the directory open as it was before: the kernel would list it anew, look in that for where the other
+        one was, and end his listing if that entry is gone.
+        """
+        others = (other for other in self.directories.values() if other.number == number)
+        uses = cached and all(other.mtime_ns == mtime_ns for other in others)
+        handle = next(self._numbers) | DIRECTORY | (USES_LISTING if uses else 0)
+        self.directories[handle] = DirectoryHandle(number, mtime_ns)
         return handle
 
     def drop(self, state: FileState) -> None:
@@ -206,7 +213,12 @@ class OpenFiles:
                 for handle, opened in self.handles.items()
             ],
             "directories": [
-                (handle, opened.number, [(cookie, entry.hex()) for cookie, entry in opened.positions.items()])
+                (
+                    handle,
+                    opened.number,
+                    opened.mtime_ns,
+                    [(cookie, entry.hex()) for cookie, entry in opened.positions.items()],
+                )
                 for handle, opened in self.directories.items()
             ],
             "next": next(self._numbers),
@@ -220,8 +232,8 @@ class OpenFiles:
             state.handles += 1
             state.nameless = nameless
             self.handles[handle] = FileHandle(state, writable)
-        for handle, number, positions in told["directories"]:
-            opened = self.directories[handle] = DirectoryHandle(number)
+        for handle, number, mtime_ns, positions in told["directories"]:
+            opened = self.directories[handle] = DirectoryHandle(number, mtime_ns)
             opened.positions.update((cookie, bytes.fromhex(entry)) for cookie, entry in positions)
         self._numbers = itertools.count(told["next"])
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import xxhash
 
 from stratum import content, files, mount_names, tree
 from stratum.errors import NoSpace, NotFound
@@ -24,7 +25,16 @@ from stratum.schema import Inode, Kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from stratum.fuse.open_files import DirectoryHandle
     from stratum.transaction import InodeReader, MetadataTransaction
+
+
+BODY_COOKIE = 1
+
+
+def cookie_of(entry: bytes) -> int:
+    """Where a listing goes on behind an entry: the same for every handle, since the kernel keeps listings. Never 0 or BODY_COOKIE."""
+    return (xxhash.xxh3_64_intdigest(entry) >> 2) + 2
 
 
 class Operations(AttributeOperations):
@@ -172,8 +182,8 @@ class Operations(AttributeOperations):
 
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        self._fresh(inode)
-        return self.open_files.open_directory(inode, keeps_listing=not self.shared)
+        mtime_ns = self._fresh(inode).mtime_ns
+        return self.open_files.open_directory(inode, mtime_ns, cached=not self.shared)
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -181,15 +191,12 @@ class Operations(AttributeOperations):
         with suppress(NoSpace, NotFound):  # a full disk hides what it cannot take, but is listed
             await self._settle_children(directory.number)
         with self._volume.snapshot() as reader:
-            start = self._position(reader, directory.number, directory.positions, start_id)
-            cookie, last = start_id, b""
+            start = self._position(reader, directory, start_id)
             if start_id == 0:
                 body = mount_names.body_of(reader, directory.number)
-                cookie = 1
-                if body and not self._reply(token, directory.number, mount_names.BODY, reader.inode(body), cookie):
+                if body and not self._reply(token, directory.number, mount_names.BODY, reader.inode(body), BODY_COOKIE):
                     return
-                last = b"\0"
-                directory.remember(cookie, last)
+            last = b""
             shadows = reader.inode(directory.number).nlink > 2
             for entry, dentry in tree.scan_dentries(reader, directory.number, start):
                 if entry <= start and start:
@@ -201,11 +208,11 @@ class Operations(AttributeOperations):
                     name = entry
                 else:
                     name = mount_names.shown_name(reader, directory.number, entry)
-                if not self._reply(token, directory.number, name, inode, cookie + 1):
+                if not self._reply(token, directory.number, name, inode, cookie_of(entry)):
                     break
-                cookie, last = cookie + 1, entry
+                last = entry
             if last:
-                directory.remember(cookie, last)
+                directory.remember(cookie_of(last), last)
 
     def _reply(self, token: pyfuse3.ReaddirToken, directory: int, name: bytes, inode: Inode, cookie: int) -> bool:
         attributes = self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else self._entry_cache_s)
@@ -216,20 +223,20 @@ class Operations(AttributeOperations):
             self.auditor.names.learn(directory, name, inode.number)
         return True
 
-    def _position(self, reader: InodeReader, number: int, positions: dict[int, bytes], cookie: int) -> bytes:
-        """The entry that `cookie` stands behind; counted from the nearest remembered one if it was forgotten."""
-        if cookie <= 1:
+    @staticmethod
+    def _position(reader: InodeReader, directory: DirectoryHandle, cookie: int) -> bytes:
+        """The entry that `cookie` stands behind.
+
+        A cookie may come from the kernel's cache, which another handle has filled. If its entry has been removed since, the listing
+        begins anew: to show a name twice is better than to leave one out.
+        """
+        if cookie <= BODY_COOKIE:
             return b""
-        found = positions.get(cookie)
+        found = directory.positions.get(cookie)
         if found is not None:
-            return found if found != b"\0" else b""
-        known = max((at for at in positions if at < cookie), default=1)
-        entry = positions.get(known, b"")
-        entry = b"" if entry == b"\0" else entry
-        for at, (name, _) in enumerate(tree.scan_dentries(reader, number, entry), known if not entry else known - 1):
-            if at >= cookie - 1:
-                return name
-        return b"\xff"
+            return found
+        entries = tree.scan_dentries(reader, directory.number)
+        return next((entry for entry, _ in entries if cookie_of(entry) == cookie), b"")
 
     @handler
     async def releasedir(self, fh: int) -> None:
