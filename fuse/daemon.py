@@ -56,7 +56,7 @@ def serve(
     ready: Callable[[], None],
     wanted: Wanted,
     taken_over: Handover | None = None,
-) -> Handover | None:
+) -> tuple[Handover, takeover.SignalsLater] | None:
     """Mount and serve until SIGTERM, SIGINT or umount. Any number of read-only mounts stand beside a writable one.
 
     `taken_over`: what another program has passed on; then nothing is mounted. Returns what is to be passed on, after SIGUSR2.
@@ -80,7 +80,8 @@ def serve(
         _mount(operations, mountpoint, source_name(str(volume.root)), helper, read_only=wanted.read_only)
     else:
         pyfuse3.init(operations, f"/dev/fd/{taken_over.connection}", set(pyfuse3.default_options))
-    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over)
+    signals = takeover.SignalsLater()
+    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over, signals)
     try:
         trio.run(serving.run)
     finally:
@@ -88,7 +89,7 @@ def serve(
             serving.unmount(detaches=helper is not None or taken_over is not None)
         if serving.follower is not None:
             serving.follower.stop()
-    return serving.handover
+    return (serving.handover, signals) if serving.handover is not None else None
 
 
 def _mount(operations: Operations, mountpoint: Path, source: str, helper: Path | None, *, read_only: bool) -> None:
@@ -119,6 +120,7 @@ class _Serving:
         ready: Callable[[], None],
         wanted: Wanted,
         taken_over: Handover | None,
+        signals: takeover.SignalsLater,
     ) -> None:
         self._volume = volume
         self._operations = operations
@@ -126,6 +128,7 @@ class _Serving:
         self._ready = ready
         self._wanted = wanted
         self._taken_over = taken_over
+        self._signals = signals
         self._row_key = key_u64(b"T", volume.session.id)
         self.follower: Follower | None = None
         self.handover: Handover | None = None
@@ -171,6 +174,7 @@ class _Serving:
             "read_only": self._wanted.read_only,
             "bucket": self._wanted.bucket,
             "shared": self._wanted.shared,
+            "renews": True,
         }
 
         def register(tx: MetadataTransaction) -> None:
@@ -193,7 +197,8 @@ class _Serving:
         self._ready()
 
     async def _until_signal(self, everything: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR2) as signals:
+        with trio.open_signal_receiver(*takeover.HANDLED_SIGNALS) as signals:
+            self._signals.take()
             async for number in signals:
                 if number == signal.SIGUSR2:
                     if await self._hand_over():

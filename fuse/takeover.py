@@ -21,6 +21,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = "STRATUM_TAKEOVER"
 """Where the new program finds the descriptor of what was passed on."""
 VERSION = 1
+HANDLED_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
 REHEARSAL = "import sys, stratum.cli.main; from stratum.fuse import takeover; takeover.rehearse(sys.argv[1])"
 REHEARSAL_S_MAX = 60.0
 QUIET_S_MAX = 10.0
@@ -73,6 +75,8 @@ def renew(volume: Volume, mountpoint: Path) -> None:
     if not found:
         raise NotFound(f"nothing of {volume.root} is mounted at {mountpoint}; mount it: stratum mount VOLUME DIR")
     session, row = found[0]
+    if not row.get("renews"):
+        raise UnfinishedMount(f"{mountpoint} is served by a program that cannot pass it on yet; restart it")
     refused = row.get("refused")
     process = volume.session.rows()[session]
     os.kill(int(str(process["pid"])), signal.SIGUSR2)
@@ -144,7 +148,35 @@ def prepare(volume: Volume, operations: Operations) -> Handover:
     return Handover(volume.session.pass_on(), os.dup(_negotiate.begin()), init, wanted, told)
 
 
-def pass_on(handover: Handover, counter: int) -> NoReturn:
+class SignalsLater:
+    """Where there is no handler yet or any more: the default of each signal is to end the process, which would leave a dead mount.
+
+    They are noted by whatever thread gets them, and sent again to whoever handles them: the loop of this program, or, kept
+    waiting by the main thread over exec, that of the next one.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[int] = []
+        for number in HANDLED_SIGNALS:
+            signal.signal(number, lambda got, _frame: self._noted.append(got))
+
+    def take(self) -> None:
+        """There are handlers now."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
+        self._send()
+
+    def keep(self) -> None:
+        """Right before exec, in the main thread."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+        self._send()
+
+    def _send(self) -> None:
+        noted, self._noted = set(self._noted), []
+        for number in noted:
+            signal.pthread_kill(threading.get_ident(), number)
+
+
+def pass_on(handover: Handover, counter: int, signals: SignalsLater) -> NoReturn:
     """Become the new program. `counter`: the session's, read when nothing could count any more. Raises `OSError`."""
     told = {
         **asdict(handover),
@@ -158,6 +190,7 @@ def pass_on(handover: Handover, counter: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ[ENVIRONMENT] = str(descriptor)
+    signals.keep()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  ourselves, with our own words
 
 

@@ -211,12 +211,13 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
             bucket = options.bucket or ("" if options.directory else config.mount_bucket)
             shared = options.shared_without_locks or config.mount_shared_without_locks
             wanted = sharing.Wanted(bucket, options.read_only, shared)
-            handover = daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted, taken_over=taken_over)
+            passed_on = daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted, taken_over=taken_over)
         finally:
             if housekeeper is not None:
                 housekeeper.stop()
-    if handover is not None:
-        takeover.pass_on(handover, opened.session.next_number())
+    if passed_on is not None:
+        handover, signals = passed_on
+        takeover.pass_on(handover, opened.session.next_number(), signals)
     return 0
 
 

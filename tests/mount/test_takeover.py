@@ -166,6 +166,27 @@ def test_programs_that_go_on_meanwhile_see_no_error_and_nothing_old(plain: Serve
     assert plain.errors() == []
 
 
+def test_signals_between_two_programs_are_not_lost(plain: Server, tmp_path: Path) -> None:
+    """The default of each would end the process and leave a dead mount; these come at every moment of a takeover."""
+    with mounting(plain, tmp_path / "m") as mounted:
+        with (mounted.bucket / "open").open("wb", buffering=0) as held:
+            before = mounted.count("mount_taken_over")
+            deadline = time.monotonic() + WAIT_S_MAX
+            sent = 0
+            while mounted.count("mount_taken_over") < before + 3:
+                assert mounted.process.poll() is None
+                assert time.monotonic() < deadline
+                mounted.process.send_signal(signal.SIGUSR2)
+                sent += 1
+                time.sleep(0.013)
+            held.write(b"goes on")
+        assert sent > 20
+        assert (mounted.bucket / "open").read_bytes() == b"goes on"
+        mounted.process.send_signal(signal.SIGUSR2)
+        mounted.wait_for("mount_passed_on", mounted.count("mount_passed_on"))
+    assert plain.errors() == []
+
+
 def test_a_new_program_that_does_not_start_changes_nothing(plain: Server, tmp_path: Path) -> None:
     with mounting(plain, tmp_path / "m") as mounted:
         settings = plain.root / "stratum.toml"
