@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
+SWEPT_SHOWN = 100
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 ARCHIVES = frozenset(("GLACIER", "DEEP_ARCHIVE"))
 """Classes whose objects must be restored before they can be read."""
@@ -190,6 +191,36 @@ def _read_all(backend: Backend, key: str, length: int, wanted: str, document: di
         return
     if digest.hexdigest() != wanted:
         document["damaged"].append(key)
+
+
+def sweep(volume: Volume, name: str, *, age_s_min: float, apply: bool) -> dict[str, Any]:
+    """Find what lies in a remote below this volume's prefix and no row knows, older than `age_s_min`, and remove it if `apply`.
+
+    The remote is listed before the rows are read: a pack's row is there before its first byte. Raises `NotFound`, `TierUnavailable`,
+    `ForeignRemote`.
+    """
+    _, remote = volume.cold.remote(name)
+    prefix = f"v1/{volume.instance}/"
+    before_s = time.time() - age_s_min
+    try:
+        volume.cold.check_marker(name)
+        listed = [info for info in remote.sealed.list(prefix) if not info.key.startswith(prefix + "_")]
+        uploads = list(remote.sealed.list_uploads(prefix))
+        with volume.snapshot() as reader:
+            known = {row.key for _, row in packs.scan(reader) if row.tier == Tier.COLD and row.remote == name}
+        objects = [info for info in listed if info.key not in known and info.modified_s < before_s]
+        unfinished = [(key, upload) for key, upload, began_s in uploads if key not in known and began_s < before_s]
+        if apply:
+            for info in objects:
+                remote.sealed.delete(info.key, info.version)
+            for key, upload in unfinished:
+                remote.sealed.abort_upload(key, upload)
+    except RemoteError as error:
+        raise TierUnavailable(f"remote {name!r}: {error.message}") from error
+    return {
+        "name": name, "objects": len(objects), "bytes": sum(info.size for info in objects), "uploads": len(unfinished),
+        "keys": [info.key for info in objects[:SWEPT_SHOWN]], "removed": apply,
+    }  # fmt: skip
 
 
 def set_state(volume: Volume, name: str, state: str) -> None:

@@ -138,6 +138,19 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made = command(remotes, "check", "ask for every object", tier_commands.cold_check)
     made.add_argument("name", metavar="NAME", nargs="?")
     made.add_argument("--read", action="store_true", help="read every byte: that may cost money")
+    made = command(
+        remotes,
+        "sweep",
+        "find what lies in a remote and nothing refers to; remove it with --apply",
+        tier_commands.cold_sweep,
+    )
+    made.add_argument("name", metavar="NAME")
+    made.add_argument("--older-than", metavar="TIME", default="7d", help="like 90m, 24h or 30d (7d)")
+    made.add_argument(
+        "--apply",
+        action="store_true",
+        help="remove it; after a `meta restore` that is also what was archived since the backup",
+    )
     command(remotes, "remove", "forget an empty remote", tier_commands.cold_remove).add_argument("name", metavar="NAME")
     made = command(remotes, "drain", "empty a remote", tier_commands.cold_drain)
     made.add_argument("name", metavar="NAME")

@@ -126,6 +126,14 @@ def cold_remove(options: Namespace) -> int:
     return show(options, {"removed": options.name}, f"removed remote {options.name}; its marker stays in the bucket")
 
 
+def cold_sweep(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened:
+        found = cold_admin.sweep(opened, options.name, age_s_min=duration_s(options.older_than), apply=options.apply)
+    text = f"{found['objects']} objects of {found['bytes']} bytes and {found['uploads']} unfinished uploads that nothing here refers to"
+    lines = [text + (": removed" if options.apply else "; --apply removes them"), *found["keys"]]
+    return show(options, found, "\n".join(lines))
+
+
 def cold_drain(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         cold_admin.set_state(opened, options.name, "active" if options.cancel else "draining")
