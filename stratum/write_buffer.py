@@ -92,9 +92,12 @@ class WriteBuffer:
         if at >= 0:
             start, piece = self.memory[at]
             following = self.memory[at + 1][0] if at + 1 < len(self.memory) else FOREVER
-            merges = isinstance(piece, bytearray) and len(data) < MERGED_BYTES_MAX
-            if merges and offset <= start + len(piece) and end <= following:  # appends to or lies in the piece before
-                assert isinstance(piece, bytearray)
+            inside = end <= start + len(piece)
+            appends = isinstance(piece, bytearray) and offset <= start + len(piece) and end <= following
+            if len(data) < MERGED_BYTES_MAX and (inside or appends):
+                if not isinstance(piece, bytearray):
+                    piece = bytearray(piece)
+                    self.memory[at] = (start, piece)
                 before = len(piece)
                 piece[offset - start : end - start] = data
                 self.memory_bytes += len(piece) - before

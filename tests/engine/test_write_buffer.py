@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratum import buckets, content, fsck, housekeeping, stored_extents
+from stratum import buckets, content, fsck, housekeeping, stored_extents, write_buffer
 from stratum.content import INLINE_BYTES_MAX
 from stratum.errors import NoSpace
 from stratum.files import Caller, make
@@ -62,11 +63,13 @@ def show(volume: Volume, buffer: WriteBuffer, start: int, stop: int) -> bytes:
 
 
 @settings(max_examples=60, deadline=None)
-@given(history=steps)
-def test_a_file_is_a_bytearray(tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int, int]]) -> None:
+@given(history=steps, merged_bytes_max=st.sampled_from([3000, 65536]))
+def test_a_file_is_a_bytearray(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int, int]], merged_bytes_max: int
+) -> None:
     root = tmp_path_factory.mktemp("v") / "volume"
     make_volume(root)
-    with Volume(root, "test") as volume:
+    with patch.object(write_buffer, "MERGED_BYTES_MAX", merged_bytes_max), Volume(root, "test") as volume:
         inode = new_file(volume)
         buffer, model, fill = WriteBuffer(volume, inode), bytearray(), 1
         for step, offset, length in history:
