@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from stratum import __version__, config
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
-from stratum.kv.lmdb_store import LmdbCopy, LmdbStore
+from stratum.kv.lmdb_access import LmdbCopy
+from stratum.kv.lmdb_store import LmdbStore
 from stratum.log import get_logger
 from stratum.schema import FORMAT_VERSION, pack_json, pack_u64, prefix_range, unpack_u64
 from stratum.segments import fsync_folder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from stratum import backup, config
 from stratum.errors import Busy, InvalidArgument, VolumeInvalid
-from stratum.kv.lmdb_store import LmdbCopy, lineage_of
+from stratum.kv.lmdb_access import LmdbCopy, lineage_of
 from stratum.log import get_logger
 from stratum.schema import FORMAT_VERSION, UPGRADING, pack_json, pack_u64, unpack_json, unpack_u64
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from stratum.kv.lmdb_store import LmdbStore, LmdbTransaction
+    from stratum.kv.lmdb_access import LmdbTransaction
+    from stratum.kv.lmdb_store import LmdbStore
 
 log = get_logger("upgrade")
 ROWS_AT_ONCE = 1000

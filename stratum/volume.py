@@ -23,7 +23,8 @@ from stratum.committer import Committer, Mutation
 from stratum.copies import Noted
 from stratum.errors import StorageFailed, StratumError, VolumeInvalid
 from stratum.evidence import Recorder
-from stratum.kv.lmdb_store import LmdbCopy, LmdbStore, lineage_of
+from stratum.kv.lmdb_access import LmdbCopy, lineage_of
+from stratum.kv.lmdb_store import LmdbStore
 from stratum.log import get_logger
 from stratum.relief import Relief
 from stratum.schema import (
