@@ -133,11 +133,12 @@ class Follower:
                         self._announced.pop(connection, None)
                         self._owing = [owed for owed in self._owing if owed is not connection]
                         connection.close()
-                    elif len(message) > POKE.size:
-                        self._announced[connection] = Announcement.unpack(message)
-                        continue
                     elif connection is not self._wake_reader:
-                        self._confirm(connection, *POKE.unpack(message))
+                        if len(message) > POKE.size:
+                            self._announced[connection] = Announcement.unpack(message)
+                            continue
+                        # An older program that is still running announces nothing, and its pokes are shorter.
+                        self._confirm(connection, *POKE.unpack(message.ljust(POKE.size, b"\0")))
                         self._owing.append(connection)
                     follows = True
                 if not follows:
@@ -175,10 +176,11 @@ class Follower:
                 found = reader.first_rows(at, key_u64_u64(b"L", newest + 1, 0), ROWS_AT_ONCE)
             if found:
                 self._barrier()
-            ends = len(found) < ROWS_AT_ONCE
-            self._forget([raw for _, raw in found], newest if ends else self._applied)
-            if ends:
+            rows = [raw for _, raw in found]
+            if len(rows) < ROWS_AT_ONCE:
+                self._forget(rows, newest)
                 return
+            self._forget(rows)
             transaction, number = split_u64_u64(found[-1][0])
             at = key_u64_u64(b"L", transaction, number + 1)
         self._forget([], self._applied)
@@ -196,8 +198,8 @@ class Follower:
         while not passed.wait(0.02) and not self._loop_ended.is_set():
             pass
 
-    def _forget(self, rows: list[bytes], applied: int) -> None:
-        """Make the kernel forget what others changed, then say that the log has been followed up to `applied`, and answer who asked."""
+    def _forget(self, rows: list[bytes], applied: int | None = None) -> None:
+        """Make the kernel forget what others changed; then say that the log has been followed up to `applied`, if it has, and answer who asked."""
         operations = self._operations
         known = operations.open_files.lookups
         told: list[tuple[int, bytes, int]] = []
@@ -212,9 +214,11 @@ class Follower:
             name = mount_names.name_to_forget(row.entry) if parent and operations.names_cached else b""
             if parent or inode:
                 told.append((parent, name, inode))
-        while len(told) > TOLD_AT_ONCE:
+        while len(told) > TOLD_AT_ONCE or (told and applied is None):
             _negotiate.forget(told[:TOLD_AT_ONCE], self._word, self._applied, [])
             told = told[TOLD_AT_ONCE:]
+        if applied is None:
+            return
         answers, later = self._owing[:TOLD_AT_ONCE], self._owing[TOLD_AT_ONCE:]
         _negotiate.forget(told, self._word, applied, [connection.fileno() for connection in answers])
         self._applied = applied

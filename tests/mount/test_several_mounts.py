@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -13,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from stratum import acknowledge
+from stratum import acknowledge, buckets, objects
 from stratum.processes import raise_descriptor_limit
-from stratum.schema import ChangeRow
+from stratum.schema import ChangeRow, unpack_json
 from stratum.volume import Volume
 from tests.support import put, serving, stratum
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from stratum.transaction import MetadataTransaction
     from tests.support import Server
 
 SHARED = "--shared-without-locks"
@@ -148,6 +151,36 @@ def test_an_announcement_of_what_was_never_committed_is_not_believed(
                 monkeypatch.setattr(acknowledge, "ANNOUNCED_ROWS_MAX", 16 * (number % 2))
             put(volume, "k", b"%d" % number, bucket="announced")
             assert key.read_bytes() == b"%d" % number
+
+
+def test_a_poke_of_an_older_program_is_answered(plain: Server, tmp_path: Path) -> None:
+    """Its pokes are the transaction alone."""
+    with mounting(plain, tmp_path / "a"), Volume(plain.root, "test") as volume:
+        with volume.snapshot() as reader:
+            ((_, raw),) = reader.first_rows(b"T", b"U", 2)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection, volume.meta_descriptor() as folder:
+            connection.connect(f"/proc/self/fd/{folder}/{unpack_json(raw)['socket']}")
+            connection.settimeout(10)
+            for _ in range(3):
+                connection.send(struct.pack("<Q", 5))
+                assert struct.unpack("<Q", connection.recv(100))[0] >= 5
+
+
+def test_more_changes_than_are_told_at_once_are_all_forgotten(plain: Server, tmp_path: Path) -> None:
+    s3 = plain.client()
+    s3.create_bucket(Bucket="much")
+    with mounting(plain, tmp_path / "a") as mount, Volume(plain.root, "test") as volume:
+        for number in range(2500):
+            put(volume, f"k{number}", b"old", bucket="much")
+        names = sorted(os.listdir(mount / "much"))
+        assert all((mount / "much" / name).read_bytes() == b"old" for name in names)
+
+        def remove(tx: MetadataTransaction) -> None:
+            for number in range(2500):
+                objects.delete(tx, buckets.get(tx, "much"), b"k%d" % number)
+
+        volume.mutate(remove, frees=True)
+        assert not any((mount / "much" / name).exists() for name in names)
 
 
 def test_announcements_survive_the_wire() -> None:
