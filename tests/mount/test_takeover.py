@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,6 +164,37 @@ def test_programs_that_go_on_meanwhile_see_no_error_and_nothing_old(plain: Serve
         appended = sum((bucket / f"log-w{number}").stat().st_size for number in range(3))
         assert appended == 100 * rounds
     assert plain.errors() == []
+
+
+def test_a_kill_between_two_programs_is_like_any_other(plain: Server, tmp_path: Path) -> None:
+    """Whatever it hits, the next mount comes up on the mountpoint, what was synced is there, and nobody waits for the dead one."""
+    s3 = plain.client()
+    for wait_s in (0.0, 0.1, 0.2):
+        words = [sys.executable, "-m", "stratum.cli.main", "mount", str(plain.root), str(tmp_path / "m")]
+        with plain.log.open("a") as log:
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready"), plain.log.read_text()[-2000:]
+        mounted = Mounted(plain, tmp_path / "m", process)
+        descriptor = os.open(mounted.bucket / f"open-{wait_s}", os.O_WRONLY | os.O_CREAT)
+        os.write(descriptor, b"synced")
+        os.fsync(descriptor)
+        gone = os.open(mounted.bucket / "gone", os.O_WRONLY | os.O_CREAT)
+        (mounted.bucket / "gone").unlink()
+        process.send_signal(signal.SIGUSR2)
+        mounted.wait_for("mount_passed_on", mounted.count("mount_taken_over") + 1)
+        time.sleep(wait_s)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        for left in (descriptor, gone):
+            with suppress(OSError):
+                os.close(left)
+        s3.put_object(Bucket="bucket", Key=f"after-{wait_s}", Body=b"of S3")
+    with mounting(plain, tmp_path / "m") as mounted:
+        for wait_s in (0.0, 0.1, 0.2):
+            assert (mounted.bucket / f"open-{wait_s}").read_bytes() == b"synced"
+            assert (mounted.bucket / f"after-{wait_s}").read_bytes() == b"of S3"
 
 
 def test_signals_between_two_programs_are_not_lost(plain: Server, tmp_path: Path) -> None:
