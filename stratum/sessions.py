@@ -197,10 +197,6 @@ class Session:
         self._passed_on = True
         return Inherited(self.id, self.slot, self._lock_fd)
 
-    @property
-    def is_passed_on(self) -> bool:
-        return self._passed_on
-
     def next_number(self) -> int:
         return next(self._counter)
 

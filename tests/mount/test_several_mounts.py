@@ -35,13 +35,20 @@ ROUNDS = 12
 
 @contextmanager
 def mounting(server: Server, directory: Path, *flags: str) -> Iterator[Path]:
+    with mount_process(server, directory, *flags):
+        yield directory
+
+
+@contextmanager
+def mount_process(server: Server, directory: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """`stratum mount` alone, ready; it must end well."""
     words = [sys.executable, "-m", "stratum.cli.main", "mount", str(server.root), str(directory), *flags]
     with server.log.open("a") as log:
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready"), server.log.read_text()[-2000:]
-        yield directory
+        yield process
     finally:
         process.terminate()
         code = process.wait(30)

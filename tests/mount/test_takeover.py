@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stratum.cli.exit_codes import COULD_NOT_RUN
+from tests.mount.test_several_mounts import mount_process
 from tests.support import serving, stratum
 
 if TYPE_CHECKING:
@@ -54,18 +55,8 @@ class Mounted:
 
 @contextmanager
 def mounting(server: Server, directory: Path, *flags: str) -> Iterator[Mounted]:
-    words = [sys.executable, "-m", "stratum.cli.main", "mount", str(server.root), str(directory), *flags]
-    with server.log.open("a") as log:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("ready"), server.log.read_text()[-2000:]
+    with mount_process(server, directory, *flags) as process:
         yield Mounted(server, directory, process)
-    finally:
-        process.terminate()
-        code = process.wait(30)
-        subprocess.run(["umount", "--lazy", str(directory)], check=False, capture_output=True)
-    assert code == 0
 
 
 @pytest.fixture
