@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from stratum import buckets, counting, housekeeping, notify
-from stratum.acknowledge import detach
+from stratum.acknowledge import detach, tell_mount_row
 from stratum.errors import StratumError, UnfinishedMount
 from stratum.fuse import _negotiate, sharing, takeover
 from stratum.fuse.invalidation import Follower, Idle
@@ -20,7 +20,7 @@ from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
 from stratum.log import get_logger
 from stratum.mountd import ask_mount, helper_of, mount_at, source_name, tune
-from stratum.schema import key_u64, pack_json, unpack_json
+from stratum.schema import key_u64, pack_json
 from stratum.undisturbed import Undisturbed
 
 if TYPE_CHECKING:
@@ -225,14 +225,9 @@ class _Serving:
                 notify.send(READY=1)
         log.error("mount_not_passed_on", why=why)
         refused = {"why": why, "at_ns": time.time_ns()}
-
-        def tell(tx: MetadataTransaction) -> None:
-            raw = tx.get(self._row_key)
-            if raw is not None:
-                tx.put(self._row_key, pack_json({**unpack_json(raw), "refused": refused}))
-
+        session = self._volume.session.id
         try:
-            await self._operations.commit(tell)
+            await self._operations.commit(lambda tx: tell_mount_row(tx, session, refused=refused))
         except StratumError as error:
             log.warning("refusal_not_told", error=error.message)
         return False

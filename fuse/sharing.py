@@ -25,9 +25,10 @@ import pyfuse3
 import trio
 
 from stratum import housekeeping, mount_names, tree
+from stratum.acknowledge import mount_rows, tell_mount_row
 from stratum.errors import Busy, UnfinishedMount
 from stratum.log import get_logger
-from stratum.schema import key_u64, pack_json, prefix_range, unpack_json
+from stratum.schema import key_u64, unpack_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,11 +56,10 @@ class Wanted:
 def _writable(reader: InodeReader, wanted: Wanted) -> dict[int, dict[str, Any]]:
     """The rows of the writable mounts that show something of the same tree, by session."""
     found = {}
-    for key, raw in reader.scan(*prefix_range(b"T")):
-        row = unpack_json(raw)
+    for session, row in mount_rows(reader).items():
         overlaps = not row.get("bucket") or not wanted.bucket or row["bucket"] == wanted.bucket
         if overlaps and not row["read_only"]:
-            found[int.from_bytes(key[1:], "big")] = row
+            found[session] = row
     return found
 
 
@@ -103,7 +103,7 @@ def ask(volume: Volume, wanted: Wanted) -> None:
         def set_asked(tx: MetadataTransaction) -> None:
             for session, row in _writable(tx, wanted).items():
                 if not row.get("shared") and not row.get("asked"):
-                    tx.put(key_u64(b"T", session), pack_json({**row, "asked": True}))
+                    tell_mount_row(tx, session, asked=True)
 
         volume.mutate(set_asked)
         time.sleep(CHECK_S / 4)
@@ -137,14 +137,7 @@ async def share(volume: Volume, operations: Operations) -> None:
         await trio.to_thread.run_sync(_drop, operations, names)
     operations.renamed_to = None
     operations.names_cached = False
-    key = key_u64(b"T", volume.session.id)
-
-    def set_shared(tx: MetadataTransaction) -> None:
-        raw = tx.get(key)
-        if raw is not None:
-            tx.put(key, pack_json({**unpack_json(raw), "shared": True}))
-
-    await operations.commit(set_shared)
+    await operations.commit(lambda tx: tell_mount_row(tx, volume.session.id, shared=True))
     log.warning(
         "mount_shared",
         why="another writable mount of this tree was asked for; locks do not reach across",

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
+from stratum.acknowledge import mount_rows
 from stratum.errors import NotFound, UnfinishedMount
 from stratum.fuse import _negotiate
-from stratum.schema import prefix_range, unpack_json
 from stratum.sessions import Inherited
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def rehearse(root: str) -> None:
 
 def renew(volume: Volume, mountpoint: Path) -> None:
     """Have the running mount at `mountpoint` go on in the program that is installed now. Raises `NotFound`, `UnfinishedMount`."""
-    found = [(key, row) for key, row in _rows(volume).items() if row["mountpoint"] == str(mountpoint)]
+    with volume.snapshot() as reader:
+        mounts = mount_rows(reader)
+    found = [(key, row) for key, row in mounts.items() if row["mountpoint"] == str(mountpoint)]
     if not found:
         raise NotFound(f"nothing of {volume.root} is mounted at {mountpoint}; mount it: stratum mount VOLUME DIR")
     session, row = found[0]
@@ -83,7 +85,8 @@ def renew(volume: Volume, mountpoint: Path) -> None:
     deadline = time.monotonic() + REHEARSAL_S_MAX + 2 * QUIET_S_MAX
     while time.monotonic() < deadline:
         time.sleep(0.05)
-        now = _rows(volume).get(session)
+        with volume.snapshot() as reader:
+            now = mount_rows(reader).get(session)
         if now is None:
             break
         if now.get("refused") != refused:
@@ -91,11 +94,6 @@ def renew(volume: Volume, mountpoint: Path) -> None:
         if volume.session.rows().get(session, process)["started_ns"] != process["started_ns"]:
             return
     raise UnfinishedMount(f"{mountpoint} did not go on in a new program; look at its log")
-
-
-def _rows(volume: Volume) -> dict[int, dict[str, Any]]:
-    with volume.snapshot() as reader:
-        return {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in reader.scan(*prefix_range(b"T"))}
 
 
 async def why_not_possible(volume: Volume) -> str:

@@ -31,12 +31,13 @@ from stratum import metrics
 from stratum.errors import StorageFailed, StratumError
 from stratum.log import get_logger
 from stratum.mountd import ask_detach, helper_of
-from stratum.schema import key_u64, unpack_json
+from stratum.schema import key_u64, pack_json, unpack_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from stratum.committer import Mutation
+    from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
 POKE = struct.Struct("<QQ")
@@ -75,6 +76,19 @@ class Announcement:
             at = stop
         transaction_id, number = POKE.unpack_from(message)
         return cls(transaction_id, number, rows)
+
+
+def mount_rows(reader: InodeReader) -> dict[int, dict[str, Any]]:
+    """The rows of live mounts (table T), by session."""
+    return {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in reader.scan_prefix(b"T")}
+
+
+def tell_mount_row(tx: MetadataTransaction, session: int, **told: Any) -> None:
+    """Say more in the row of a mount, if it still has one."""
+    key = key_u64(b"T", session)
+    raw = tx.get(key)
+    if raw is not None:
+        tx.put(key, pack_json({**unpack_json(raw), **told}))
 
 
 class _Link:
@@ -174,7 +188,7 @@ class Acknowledger:
 
     def _mounts(self) -> dict[int, dict[str, Any]]:
         with self._volume.snapshot() as reader:
-            rows = {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in reader.scan_prefix(b"T")}
+            rows = mount_rows(reader)
         rows.pop(self._volume.session.id, None)
         return rows
 
