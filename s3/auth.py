@@ -21,6 +21,8 @@ from stratum.s3 import signatures
 from stratum.s3.errors import S3Error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stratum.identity import Credential, Identities
     from stratum.s3.request import S3Request
     from stratum.schema import UserRow
@@ -227,17 +229,23 @@ def _version_4_header(request: S3Request, authorization: str, identities: Identi
     if unsigned or "host" not in parsed.signed:
         _check_signed_headers(request, parsed.signed, presigned=False)
     query = signatures.canonical_query(request.pairs) if request.raw_query else ""
-    lines = "".join([f"{name}:{' '.join(fields.get(name, '').split())}\n" for name in parsed.signed])
+    lines = "".join([f"{name}:{signatures.canonical_value(fields.get(name, ''))}\n" for name in parsed.signed])
     canonical = f"{request.method}\n{signatures.encode_path(request.raw_path)}\n{query}\n{lines}\n{';'.join(parsed.signed)}\n{payload}"
     key = signatures.signing_key(credential.secret_key, parsed.date, parsed.region, parsed.service)
-    wanted = signatures.signature(key, signatures.string_to_sign(stamp, parsed.scope, canonical))
-    if not hmac.compare_digest(wanted.encode(), claimed.strip().encode()):
-        raise S3Error(
-            "SignatureDoesNotMatch",
-            "the signature does not match; check the secret key and the signing method",
-            AWSAccessKeyId=parsed.access_key,
-        )
+    wanted = _matching(signatures.request_signatures(key, stamp, parsed.scope, canonical), claimed.strip(), credential)
     return Identity(credential.user, payload, key, stamp, parsed.scope, wanted)
+
+
+def _matching(possible: Iterable[str], claimed: str, credential: Credential) -> str:
+    """The one that is `claimed`. Raises `S3Error` SignatureDoesNotMatch."""
+    for wanted in possible:
+        if hmac.compare_digest(wanted.encode(), claimed.encode()):
+            return wanted
+    raise S3Error(
+        "SignatureDoesNotMatch",
+        "the signature does not match; check the secret key and the signing method",
+        AWSAccessKeyId=credential.access_key,
+    )
 
 
 def _version_4_query(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
@@ -288,13 +296,8 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
     )
     scope = f"{date}/{region}/{service}/aws4_request"
     key = signatures.signing_key(credential.secret_key, date, region, service)
-    wanted = signatures.signature(key, signatures.string_to_sign(query["X-Amz-Date"], scope, canonical))
-    if not hmac.compare_digest(wanted.encode(), query["X-Amz-Signature"].encode()):
-        raise S3Error(
-            "SignatureDoesNotMatch",
-            "the signature does not match; check the secret key and the signing method",
-            AWSAccessKeyId=access_key,
-        )
+    possible = signatures.request_signatures(key, query["X-Amz-Date"], scope, canonical)
+    wanted = _matching(possible, query["X-Amz-Signature"], credential)
     return Identity(credential.user, payload, key, query["X-Amz-Date"], scope, wanted)
 
 
@@ -320,16 +323,8 @@ def _v2_check(request: S3Request, credential: Credential, claimed: str, date: st
     pairs = [
         (name, value) for name, value in request.pairs if name not in {b"Signature", b"AWSAccessKeyId", b"Expires"}
     ]
-    wanted = signatures.v2_signature(
-        credential.secret_key,
-        signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.fields, date),
-    )
-    if not hmac.compare_digest(wanted.encode(), claimed.encode()):
-        raise S3Error(
-            "SignatureDoesNotMatch",
-            "the signature does not match; check the secret key and the signing method",
-            AWSAccessKeyId=credential.access_key,
-        )
+    text = signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.fields, date)
+    _matching(signatures.v2_signatures(credential.secret_key, text), claimed, credential)
     return Identity(credential.user, payload)
 
 

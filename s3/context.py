@@ -145,6 +145,15 @@ def refuse_unbuilt(request: S3Request) -> None:
         raise not_implemented(f"the header {next(name for name in fields if name in _REFUSED_HEADERS)}")
 
 
+def refuse_encryption(request: S3Request) -> None:
+    """A read that says how the object is encrypted, which no object is. Raises `S3Error` InvalidRequest."""
+    fields = request.fields
+    if not _REFUSED_HEADERS.isdisjoint(fields):
+        for name in fields:
+            if name.startswith("x-amz-server-side-encryption"):
+                raise S3Error("InvalidRequest", f"the header {name} does not fit the object, which is not encrypted")
+
+
 def version_id(context: Context) -> None:
     """Only the null version exists."""
     wanted = context.query.get("versionId")

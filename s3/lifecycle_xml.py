@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element
 
 from stratum.lifecycle import RULES_MAX, Filter, Rule, Transition, When, date_text, parse_date
 from stratum.s3.errors import S3Error
-from stratum.s3.xml import document, element, text
+from stratum.s3.xml import document, element, text, verbatim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from xml.etree.ElementTree import Element
 
 ID_CHARACTERS_MAX = 255
 _RULE = (
@@ -59,29 +59,34 @@ def _when(parent: Element, days: str, least: int) -> When | None:
 
 
 def _filter(rule: Element) -> Filter:
-    prefix, found = text(rule, "Prefix"), rule.find("Filter")
+    prefix, found = verbatim(rule, "Prefix"), rule.find("Filter")
     if prefix is not None and found is not None:
         raise _malformed("a Rule has a Prefix or a Filter, not both")
     if prefix is not None:
         return Filter(prefix, style="Prefix")
     if found is None:
         raise _malformed("a Rule has a Filter")
+    # Several conditions belong into And; where a client leaves it out, or puts one beside it, all of them hold just the same.
     both = found.find("And")
-    inner = found if both is None else both
-    if both is not None and len(found) != 1:
-        raise _malformed("And stands alone in its Filter")
-    if both is None and len(found) > 1:
-        raise _malformed("several conditions of a Filter stand in And")
+    inner = Element("Filter")
+    inner.extend(child for child in found if child is not both)
+    inner.extend(both if both is not None else ())
     _known(inner, ("Prefix", "Tag", "ObjectSizeGreaterThan", "ObjectSizeLessThan"))
+    prefixes = sorted((child.text or "" for child in inner.findall("Prefix")), key=len) or [""]
+    sizes = ("ObjectSizeGreaterThan", "ObjectSizeLessThan")
+    if any(len(inner.findall(name)) > 1 for name in sizes):
+        raise _malformed("a Filter has one size of a kind")
+    if not all(prefixes[-1].startswith(prefix) for prefix in prefixes):
+        raise _malformed("a Filter has two prefixes, and no key has both")
     tags = []
     for tag in inner.findall("Tag"):
-        key, value = text(tag, "Key"), text(tag, "Value")
+        key, value = verbatim(tag, "Key"), verbatim(tag, "Value")
         if not key or value is None:
             raise _malformed("a Tag has a Key and a Value")
         tags.append((key, value))
     return Filter(
-        text(inner, "Prefix") or "", tuple(tags), _number(inner, "ObjectSizeGreaterThan", 0), _number(inner, "ObjectSizeLessThan", 1),
-        "And" if both is not None else "Filter",
+        prefixes[-1], tuple(tags), _number(inner, "ObjectSizeGreaterThan", 0), _number(inner, "ObjectSizeLessThan", 1),
+        "And" if both is not None or len(inner) > 1 else "Filter",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
@@ -45,11 +45,18 @@ def canonical_query(pairs: Iterable[tuple[bytes, bytes]]) -> str:
     return "&".join(f"{name}={value}" for name, value in encoded)
 
 
+def canonical_value(value: str) -> str:
+    """A header's value (its bytes as Latin-1) without needless blanks. Of bytes beyond ASCII none is one: 0xa0 ends an à."""
+    if value.isascii():
+        return " ".join(value.split())
+    return b" ".join(value.encode("latin-1").split()).decode("latin-1")
+
+
 def canonical_request(
     method: str, path: bytes, query: str, header: Callable[[str], str | None], signed: list[str], payload_hash: str
 ) -> str:
     """`header` finds a value by lower-case name; `query` is canonical already."""
-    lines = "".join(f"{name}:{' '.join((header(name) or '').split())}\n" for name in signed)
+    lines = "".join([f"{name}:{canonical_value(header(name) or '')}\n" for name in signed])
     return f"{method}\n{encode_path(path)}\n{query}\n{lines}\n{';'.join(signed)}\n{payload_hash}"
 
 
@@ -62,8 +69,18 @@ def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
     return key
 
 
-def string_to_sign(stamp: str, scope: str, request: str) -> str:
-    return f"{ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+def string_to_sign(stamp: str, scope: str, request: bytes) -> str:
+    return f"{ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request).hexdigest()}"
+
+
+def request_signatures(key: bytes, stamp: str, scope: str, request: str) -> Iterator[str]:
+    """The signatures a client may have made for a canonical request whose header values are bytes as Latin-1.
+
+    Beyond ASCII clients differ: most sign the bytes they send, botocore sends Latin-1 and signs its UTF-8.
+    """
+    yield signature(key, string_to_sign(stamp, scope, request.encode("latin-1")))
+    if not request.isascii():
+        yield signature(key, string_to_sign(stamp, scope, request.encode()))
 
 
 def signature(key: bytes, text: str) -> str:
@@ -89,17 +106,22 @@ V2_SUBRESOURCES = frozenset((
 def v2_string_to_sign(
     method: str, resource: str, pairs: Iterable[tuple[bytes, bytes]], headers: Mapping[str, str], date: str
 ) -> str:
-    """`resource` is the encoded path, with the bucket even in virtual-host style. `date` is empty when x-amz-date is sent."""
-    amz = "".join(f"{name}:{headers[name].strip()}\n" for name in sorted(headers) if name.startswith("x-amz-"))
+    """What version 2 signs, its bytes as Latin-1.
+
+    `resource` is the encoded path, with the bucket even in virtual-host style. `date` is empty when x-amz-date is sent.
+    """
+    amz = "".join(f"{name}:{headers[name].strip(' ')}\n" for name in sorted(headers) if name.startswith("x-amz-"))
     wanted = sorted(
-        (name.decode("utf-8", "replace"), value.decode("utf-8", "replace"))
+        (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in pairs
-        if name.decode("utf-8", "replace") in V2_SUBRESOURCES
+        if name.decode("latin-1") in V2_SUBRESOURCES
     )
     query = "&".join(f"{name}={value}" if value else name for name, value in wanted)
     full = f"{resource}?{query}" if query else resource
     return f"{method}\n{headers.get('content-md5', '')}\n{headers.get('content-type', '')}\n{date}\n{amz}{full}"
 
 
-def v2_signature(secret: str, text: str) -> str:
-    return base64.b64encode(hmac.digest(secret.encode(), text.encode(), "sha1")).decode()
+def v2_signatures(secret: str, text: str) -> Iterator[str]:
+    """As `request_signatures`."""
+    for signed in [text.encode("latin-1")] if text.isascii() else [text.encode("latin-1"), text.encode()]:
+        yield base64.b64encode(hmac.digest(secret.encode(), signed, "sha1")).decode()

@@ -42,7 +42,9 @@ def _sent(context: Context, count_max: int) -> dict[str, str]:
 
 
 def _document(found: dict[str, str]) -> bytes:
-    items = "".join(f"<Tag>{element('Key', key)}{element('Value', value)}</Tag>" for key, value in found.items())
+    items = "".join(
+        f"<Tag>{element('Key', key)}{element('Value', value)}</Tag>" for key, value in sorted(found.items())
+    )
     return document("Tagging", f"<TagSet>{items}</TagSet>")
 
 

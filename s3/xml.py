@@ -59,6 +59,12 @@ def text(element: Element, name: str) -> str | None:
     return None if child is None else (child.text or "").strip()
 
 
+def verbatim(element: Element, name: str) -> str | None:
+    """Text of a child with its surrounding space: a prefix of one space is not the empty one."""
+    child = element.find(name)
+    return None if child is None else child.text or ""
+
+
 def escape(value: str) -> str:
     """Text for an element. What XML 1.0 cannot carry becomes a character reference, as S3 sends it."""
     escaped = _escape(value, {"\r": "&#13;", '"': "&quot;"})

@@ -58,7 +58,9 @@ def test_parts_become_one_object(s3: Any, bucket: str) -> None:
     ]
     assert [item["UploadId"] for item in s3.list_multipart_uploads(Bucket=bucket)["Uploads"]] == [upload_id]
     plain = [{"PartNumber": part["PartNumber"], "ETag": part["ETag"]} for part in listed]
-    answer = s3.complete_multipart_upload(Bucket=bucket, Key="k", UploadId=upload_id, MultipartUpload={"Parts": plain})
+    # A part that was sent twice and is listed twice: the later counts.
+    twice = [{"PartNumber": 1, "ETag": "of the first time"}, *plain]
+    answer = s3.complete_multipart_upload(Bucket=bucket, Key="k", UploadId=upload_id, MultipartUpload={"Parts": twice})
     wanted = hashlib.md5(b"".join(hashlib.md5(part).digest() for part in PARTS)).hexdigest()
     assert answer["ETag"] == f'"{wanted}-3"'
     again = s3.complete_multipart_upload(Bucket=bucket, Key="k", UploadId=upload_id, MultipartUpload={"Parts": plain})
@@ -93,6 +95,8 @@ def test_what_complete_refuses(s3: Any, bucket: str) -> None:
 
     complete([], 400, "MalformedXML")
     complete([listed[1], listed[0]], 400, "InvalidPartOrder")
+    complete([listed[0], listed[1], listed[0]], 400, "InvalidPartOrder")
+    complete([listed[0], {**listed[0], "ETag": "x"}], 400, "InvalidPart")
     complete([{**listed[0], "ETag": '"' + "0" * 32 + '"'}], 400, "InvalidPart")
     complete([{**listed[0], "PartNumber": 9}], 400, "InvalidPart")
     complete([{"PartNumber": 3, "ETag": listed[2]["ETag"]}, {"PartNumber": 4, "ETag": "x"}], 400, "InvalidPart")

@@ -253,6 +253,9 @@ def test_what_is_not_built_says_so(s3: Any, bucket: str) -> None:
     refused(s3.put_object, 501, "NotImplemented", Bucket=bucket, Key="k", Body=b"", ServerSideEncryption="AES256")
     refused(s3.put_object, 400, "InvalidStorageClass", Bucket=bucket, Key="k", Body=b"", StorageClass="GLACIER")
     refused(s3.put_object, 400, "InvalidStorageClass", Bucket=bucket, Key="k", Body=b"", StorageClass="NONSENSE")
+    s3.put_object(Bucket=bucket, Key="plain", Body=b"x")
+    encrypted = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
+    refused(s3.get_object, 400, "InvalidRequest", Bucket=bucket, Key="plain", **encrypted)
     refused(s3.put_object, 501, "NotImplemented", Bucket=bucket, Key="k", Body=b"", GrantRead="id=1")
     refused(s3.create_multipart_upload, 501, "NotImplemented", Bucket=bucket, Key="k", ServerSideEncryption="aws:kms")
     refused(s3.restore_object, 404, "NoSuchKey", Bucket=bucket, Key="k")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
+import itertools
 import socket
 import time
 import uuid
@@ -32,7 +33,7 @@ class Signer:
 
     def headers(
         self, method: str, path: str, payload: str, *, extra: dict[str, str] | None = None, unsigned: tuple[str, ...] = (), stamp: str | None = None, scope: str | None = None,
-        secret: str | None = None, access_key: str | None = None, query: str = "",
+        secret: str | None = None, access_key: str | None = None, query: str = "", encoding: str = "latin-1",
     ) -> dict[str, str]:  # fmt: skip
         stamp = stamp or dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
         scope = scope or f"{stamp[:8]}/us-east-1/s3/aws4_request"
@@ -41,7 +42,7 @@ class Signer:
         canonical = signatures.canonical_request(method, path.encode(), query, headers.get, signed, payload)
         date, region, service = scope.split("/")[:3]
         key = signatures.signing_key(secret or self.server.secret_key, date, region, service)
-        signature = signatures.signature(key, signatures.string_to_sign(stamp, scope, canonical))
+        signature = signatures.signature(key, signatures.string_to_sign(stamp, scope, canonical.encode(encoding)))
         credential = f"{access_key or self.server.access_key}/{scope}"
         self.seed, self.key, self.stamp, self.scope = signature, key, stamp, scope
         return {
@@ -396,9 +397,12 @@ def test_broken_framing(signer: Signer) -> None:
 
 
 def test_metadata_that_is_not_ascii_comes_back_as_it_was_sent(signer: Signer) -> None:
-    for value in (b"caf\xc3\xa9", b"\xff"):
+    """Signed as Go's clients do (the bytes that are sent) and as botocore does (its text as UTF-8, sent as Latin-1)."""
+    values = (b"caf\xc3\xa9", b"\xff", b"\xc3\xa0  la \xc3\x85", b"a\xa0 \xa0b", "größe".encode("latin-1"))
+    for value, encoding in itertools.product(values, ("latin-1", "utf-8")):
+        text = value.decode("latin-1")
         headers = signer.headers(
-            "PUT", f"/{signer.bucket}/bad", signatures.UNSIGNED, extra={"x-amz-meta-a": value.decode("latin-1")}
+            "PUT", f"/{signer.bucket}/bad", signatures.UNSIGNED, extra={"x-amz-meta-a": text}, encoding=encoding
         )
         lines = b"".join(f"{name}: {text}\r\n".encode("latin-1") for name, text in headers.items())
         request = (

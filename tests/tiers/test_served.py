@@ -331,12 +331,30 @@ def test_lifecycle_moves_and_expires(served: Served) -> None:
         ({"ID": "x" * 256, "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}, "InvalidArgument"),
         ({"Status": "Enabled", "Filter": {"Prefix": ""}, "Transitions": [{"Days": 1, "StorageClass": "NOWHERE"}]}, "InvalidStorageClass"),
         ({"Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Date": "2027-01-01T01:00:00Z"}}, "MalformedXML"),
+        ({"Status": "Enabled", "Filter": {"Prefix": "a", "And": {"Prefix": "b", "ObjectSizeGreaterThan": 1}}, "Expiration": {"Days": 1}}, "MalformedXML"),
     ],
 )  # fmt: skip
 def test_rules_that_are_none(served: Served, rule: dict[str, Any], code: str) -> None:
     with pytest.raises(ClientError) as caught:
         served.s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [rule]})
     assert caught.value.response["Error"]["Code"] == code
+
+
+def test_all_conditions_of_a_filter_hold_however_they_are_written(served: Served) -> None:
+    """Amazon's schema wants And; clients of other servers leave it out, or put an empty Prefix beside it."""
+    tag = {"Key": "a", "Value": " 1 "}
+    for given, found in (
+        ({"Prefix": "p/", "Tag": tag}, {"And": {"Prefix": "p/", "Tags": [tag]}}),
+        ({"Prefix": "", "And": {"Prefix": "p/", "Tags": [tag]}}, {"And": {"Prefix": "p/", "Tags": [tag]}}),
+        ({"Prefix": "p/", "And": {"Prefix": "p", "Tags": [tag]}}, {"And": {"Prefix": "p/", "Tags": [tag]}}),
+        ({"Prefix": " "}, {"Prefix": " "}),
+        ({"Prefix": ""}, {"Prefix": ""}),
+    ):
+        rule = {"ID": "r", "Status": "Disabled", "Filter": given, "Expiration": {"Days": 1}}
+        served.s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [rule]})
+        rules = served.s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+        assert rules == [{**rule, "Filter": found}]
+    served.s3.delete_bucket_lifecycle(Bucket=BUCKET)
 
 
 def test_restore_makes_a_copy_for_a_while(served: Served) -> None:
