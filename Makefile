@@ -1,7 +1,7 @@
 # make run      install, make a demo volume if there is none, serve it
 # make check    install, then format, lint, types, tests, package build: the one word before a commit
 # make deb      the Debian package
-# Slow suites:  make deb-test and make boot-test (as root; want debootstrap, lintian, systemd-container), make soak, make bench, make bench-mount, make bench-invalidation, make bench-tiers, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...
+# Slow suites:  make deb-test and make boot-test (as root; want debootstrap, lintian, systemd-container), make soak, make bench, make bench-mount, make bench-invalidation, make bench-tiers, make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=... S3TESTS_PACKAGE=yes
 
 SHELL := /bin/bash
 VENV := .venv
@@ -74,7 +74,7 @@ bench-tiers: install
 	$(PYTHON) -m bench.tiers
 
 compliance: install
-	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),) $(if $(PJDFSTEST_CRATE),--pjdfstest-crate $(PJDFSTEST_CRATE),)
+	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),) $(if $(PJDFSTEST_CRATE),--pjdfstest-crate $(PJDFSTEST_CRATE),) $(if $(S3TESTS_PACKAGE),--s3tests-package,)
 
 clean:
 	rm -rf $(VENV) dist build var .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
     from stratum.schema import Inode
 
 BUCKET = "bucket"
+
+
+def longer(usual: int, soak: int) -> int:
+    """How much of something a test marked `longer` does: `usual` in make check, `soak` in make soak."""
+    return soak if os.environ.get("STRATUM_SOAK") else usual
+
+
+def new_seed() -> int:
+    """A seed of chance, or the one of STRATUM_SEED that repeats a run. It is printed, so a failure shows it."""
+    seed = int(os.environ.get("STRATUM_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"seed {seed}")
+    return seed
 
 
 def stratum(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.support import Server, need_fuse, stratum
+from tests.support import Server, need_fuse, new_seed, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,8 +201,7 @@ class Crash:
 
 def crash_rounds(root: Path, rounds: int) -> None:
     need_fuse()
-    seed = int(os.environ.get("STRATUM_SEED") or random.SystemRandom().randrange(1 << 30))
-    print(f"seed {seed}")
+    seed = new_seed()
     crash = Crash(root, seed)
     killed = []
     try:

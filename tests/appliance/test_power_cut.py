@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from stratum import volume
 from tests.appliance.power_cut_verify import Damage
-from tests.support import make_volume, need_fuse
+from tests.support import make_volume, need_fuse, new_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +82,7 @@ def verify(root: Path, possible: dict[str, set[int]], seed: int) -> int:
 
 def cuts(tmp_path: Path, count: int) -> None:
     need_fuse()
-    first = int(os.environ.get("STRATUM_SEED") or random.SystemRandom().randrange(1 << 30))
+    first = new_seed()
     checked = 0
     for seed in range(first, first + count):
         print(f"seed {seed}")

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.support import Server, disk_of, stratum
+from tests.support import Server, disk_of, new_seed, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,8 +261,7 @@ def unexplained_lines(server: Server, faults: Faults) -> list[str]:
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 1200)
 def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
-    seed = int(os.environ.get("STRATUM_SEED") or random.SystemRandom().randrange(1 << 30))
-    print(f"soak: seed {seed}, {SECONDS:.0f} s")
+    seed = new_seed()
     faults = Faults(seed)
     words: list[str | Path] = ["--hot", disk / "hot", "--ec", "2+1"]
     words += [word for number in range(3) for word in ("--warm", tmp_path / f"d{number}")]

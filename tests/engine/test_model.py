@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -18,7 +19,7 @@ from stratum.files import Caller
 from stratum.schema import Inode, Kind
 from stratum.volume import Volume
 from stratum.write_buffer import WriteBuffer
-from tests.support import BUCKET, delete, get, make_volume, put
+from tests.support import BUCKET, delete, get, longer, make_volume, put
 
 NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3)
@@ -262,10 +263,10 @@ class TwoFaces(RuleBasedStateMachine):
 
 
 deep: Any = settings(
-    max_examples=2000 if os.environ.get("STRATUM_SOAK") else 40,
+    max_examples=longer(40, 1000),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-TestTwoFaces: Any = TwoFaces.TestCase
+TestTwoFaces: Any = pytest.mark.longer(TwoFaces.TestCase)
 TestTwoFaces.settings = deep

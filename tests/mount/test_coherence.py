@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 
 from tests.mount.test_several_mounts import mounting
 from tests.s3.test_objects import refused
+from tests.support import longer, new_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,15 +163,15 @@ def test_read_only_mounts(mounted: Server, second: Path, tmp_path: Path) -> None
     assert "--read-only" in refused.stderr
 
 
+@pytest.mark.longer
 def test_a_seeded_history_of_both_faces(mounted: Server, second: Path) -> None:
     """Each operation through one face is checked through the other and a read-only mount at once, against a dictionary."""
     client, bucket, home = fresh(mounted)
-    seed = random.SystemRandom().randrange(1 << 30)
-    print(f"seed {seed}")
+    seed = new_seed()
     dice = random.Random(seed)
     model: dict[str, bytes] = {}
     names = ["a", "b", "d/a", "d/b", "d/e/a", "z/y/x"]
-    for step in range(600 if not os.environ.get("STRATUM_SOAK") else 10_000):
+    for step in range(longer(600, 10_000)):
         key = dice.choice(names)
         data = dice.randbytes(dice.choice([0, 1, 100, 20_000, 150_000]))
         match dice.choice(["put", "put", "delete", "write", "append", "unlink", "rename", "copy"]):

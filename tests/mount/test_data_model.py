@@ -1,6 +1,6 @@
 """Random operations on files of a real mount against plain byte strings, in the manner of fsx; seeded, S3 reading along.
 
-`STRATUM_FSX_OPERATIONS` makes it longer, `STRATUM_SEED` repeats a run.
+`STRATUM_SEED` repeats a run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import os
 import random
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from tests.support import longer, new_seed
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support import Server
 
 SIZE_MAX = 600_000
-OPERATIONS = int(os.environ.get("STRATUM_FSX_OPERATIONS", "1500"))
+OPERATIONS = longer(1500, 20_000)
 
 
 class Subject:
@@ -96,9 +100,9 @@ def step(rng: random.Random, file: Subject, s3: Any, bucket: str) -> str:
     return action
 
 
+@pytest.mark.longer
 def test_random_operations_on_files_match_a_model(mounted: Server, home: Path) -> None:
-    number = int(os.environ.get("STRATUM_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"seed {number}")
+    number = new_seed()
     rng = random.Random(number)
     s3 = mounted.client()
     folder = home / "fsx"

@@ -1,6 +1,6 @@
 """The mount against the local filesystem as the oracle: the same calls by the same users, the same answers and errors.
 
-Hypothesis makes the sequences and shrinks what differs. `STRATUM_ORACLE_EXAMPLES` makes it longer.
+Hypothesis makes the sequences and shrinks what differs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from tests.support import longer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = int(os.environ.get("STRATUM_ORACLE_EXAMPLES", "60"))
+EXAMPLES = longer(60, 1500)
 _libc = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD = -100
 USERS = [(0, 0), (1001, 1001), (1002, 1002), (1002, 1001)]
@@ -216,6 +219,7 @@ def tree(root: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.longer
 def test_the_mount_answers_as_the_local_filesystem(home: Path, tmp_path: Path) -> None:
     @settings(
         max_examples=EXAMPLES, deadline=None, print_blob=True, database=None, suppress_health_check=list(HealthCheck),

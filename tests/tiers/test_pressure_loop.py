@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import threading
 import time
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stratum.tiering.pressure import measure
-from tests.support import Server, disk_of, stratum
+from tests.support import Server, disk_of, longer, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SECONDS = float(os.environ.get("STRATUM_PRESSURE_S") or (300 if os.environ.get("STRATUM_SOAK") else 8))
+SECONDS = longer(8, 300)
 DISK_BYTES = 320 * 1024 * 1024
 WRITERS = 4
 BUCKET = "filling"
@@ -66,6 +65,8 @@ class Writer(threading.Thread):
             self.error = error
 
 
+@pytest.mark.longer
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("others", ["warm", "warm, and a remote that died", "a remote alone"])
 def test_writers_never_see_a_full_disk(tmp_path: Path, small_disk: Path, moto: str, others: str) -> None:
     words: list[str | Path] = ["--hot", small_disk / "hot"]
