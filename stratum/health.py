@@ -272,12 +272,13 @@ def _tiers(volume: Volume) -> Iterator[Finding]:
         tierd, scrub = packs.setting(reader, "tierd"), packs.setting(reader, "scrub")
         backup = packs.setting(reader, "backup")
     yield from _warm(volume, disks, waiting)
-    level = tierd.get("level")
+    level, troubles = tierd.get("level"), dict(tierd.get("troubles", {}))
     if level in {"high", "emergency"}:
         used = ", ".join(f"{disk['path']} {disk['used_percent']} %" for disk in tierd.get("disks", []))
-        yield Finding(f"STR-DISK-{level.upper()}", "hot tier", f"above the {level} mark: {used}")
-    for step in tierd.get("failing", []):
-        yield Finding("STR-TIERD-FAILING", str(step), "this step fails; the log of the process tierd says why")
+        stuck = f"; {troubles.pop('relief')}" if "relief" in troubles else ""
+        yield Finding(f"STR-DISK-{level.upper()}", "hot tier", f"above the {level} mark: {used}{stuck}")
+    for step, why in troubles.items():
+        yield Finding("STR-TIERD-FAILING", str(step), str(why))
     if _gauge(volume, metrics.AUDIT_FAILING):
         what = (
             "requests are refused" if volume.config.audit_full == "block" else "what happens meanwhile is only counted"

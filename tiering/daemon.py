@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import counting, evidence, hints, housekeeping, packs, tree
-from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
+from stratum import counting, evidence, housekeeping, packs
+from stratum.clocks import LeapWatch, come
+from stratum.errors import Busy, StratumError, TierUnavailable
 from stratum.log import get_logger
-from stratum.schema import ExtentRow, Kind, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
-from stratum.tier_rows import AccessRow, MoveRow, Tier
-from stratum.tiering import files, records
+from stratum.schema import ExtentRow, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
+from stratum.tier_rows import AccessRow, Tier
+from stratum.tiering import files
+from stratum.tiering.asked import Asked
 from stratum.tiering.drain import Drainer
 from stratum.tiering.heal import Healer
 from stratum.tiering.lifecycle import LifecycleRunner, Restorer
@@ -34,19 +35,20 @@ if TYPE_CHECKING:
 
     from stratum.tiering.files import Known
     from stratum.tiering.policy import Surroundings
-    from stratum.transaction import InodeReader, MetadataTransaction
+    from stratum.transaction import InodeReader
     from stratum.volume import Volume
 
 log = get_logger("tierd")
 WINDOW_FILES = 512
 RELIEF_BYTES = 256 * 1024 * 1024
 RETRY_S = 5.0
-RETRY_S_MAX = 600.0
 RESCAN_S = 3600.0
 DISKS_TOLD_S = 10.0
 PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
+HELD_BY_A_LEAP_S = {"background": 60.0, "lifecycle": 3600.0, "condemned": 3600.0}
+"""Steps that go by age, and what they wait after the clock leapt. What they do cannot be undone where it is an hour."""
 
 
 class Tierd:
@@ -65,18 +67,20 @@ class Tierd:
         self._gauge = gauge or Gauge(volume.segments.folders, volume.config)
         self._clock = clock
         self._monotonic = monotonic
-        self._offset = clock() - monotonic()
+        self._leaps = LeapWatch(clock(), monotonic(), CLOCK_JUMP_S)
         self._ending = threading.Event()
         self.mover = Mover(volume, ending=self._ending.is_set)
         self._healer = Healer(volume, self.mover, clock=clock)
         self._lifecycle = LifecycleRunner(volume, clock=clock)
         self._restorer = Restorer(volume, self.mover, clock=clock)
         self._drainer = Drainer(volume, self.mover)
+        self._asked = Asked(volume, self.mover, clock=clock)
         self._snapshots = IndexSnapshots(volume, clock=clock)
         self._cursors: dict[Tier, bytes] = {}
         self._rescan_s = monotonic()
         self._compacted_s = monotonic()
-        self._failing: dict[str, float] = {}
+        self._failing: dict[str, tuple[float, str]] = {}
+        """Steps that failed: when they are tried again, and why they did."""
         self._beaten_s = monotonic()
         self.level = "ok"
 
@@ -116,13 +120,14 @@ class Tierd:
     def step(self) -> bool:
         """One round of everything; whether there is more to do at once."""
         self._beat()
+        self._watch_clock()
         busy = self._guarded("relief", self._relieve)
         self._publish()
         if self._paused():
-            self._guarded("asked", self._asked)
+            self._guarded("asked", self._answer_asked)
             return False
         for name, work in (
-            ("asked", self._asked), ("repair", self._healer.repair), ("background", self._background), ("lifecycle", self._lifecycle.run),
+            ("asked", self._answer_asked), ("repair", self._healer.repair), ("background", self._background), ("lifecycle", self._lifecycle.run),
             ("restores", self._restorer.run),
             ("condemned", self._remove_condemned), ("drains", self._drainer.run), ("scrub", self._healer.scrub), ("compact", self._compact),
             ("snapshot", self._snapshots.run),
@@ -135,6 +140,17 @@ class Tierd:
                 return True
         return busy
 
+    def _watch_clock(self) -> None:
+        """A wall clock that leaps must not make every file look idle, or old enough to expire."""
+        if "background" in self._failing and self._monotonic() < self._failing["background"][0]:
+            return
+        leap_s = self._leaps.leapt_s(self._clock(), self._monotonic())
+        if leap_s:
+            log.warning("clock_jumped", seconds=round(leap_s))
+            for step, pause_s in HELD_BY_A_LEAP_S.items():
+                why = f"the clock leapt by {leap_s:.0f} seconds; what goes by age waits, in case it is set right again"
+                self._failing[step] = self._monotonic() + pause_s, why
+
     def _beat(self) -> None:
         self._beaten_s = self._monotonic()
         counting.beat()
@@ -145,13 +161,14 @@ class Tierd:
 
     def _guarded(self, name: str, work: Callable[[], bool]) -> bool:
         """Run a step; one that failed waits a little before it is tried again."""
-        if self._monotonic() < self._failing.get(name, 0.0):
+        if name in self._failing and self._monotonic() < self._failing[name][0]:
             return False
         try:
             found = work()
         except (StratumError, OSError) as error:
-            log.warning("step_failed", step=name, error=getattr(error, "message", str(error)))
-            self._failing[name] = self._monotonic() + RETRY_S
+            why = getattr(error, "message", str(error))
+            log.warning("step_failed", step=name, error=why)
+            self._failing[name] = self._monotonic() + RETRY_S, why
             return False
         self._failing.pop(name, None)
         return found
@@ -167,16 +184,17 @@ class Tierd:
     def _publish(self) -> None:
         """What `stratum tier status` shows."""
         document = {
-            "level": self.level, "at_s": int(self._clock()), "failing": sorted(self._failing),
+            "level": self.level, "at_s": int(self._clock()), "troubles": {name: why for name, (_, why) in sorted(self._failing.items())},
             "disks": [{"path": usage.path, "used_percent": round(usage.used_percent, 1), "inodes_percent": round(usage.inodes_percent, 1)} for usage in self._gauge.usages],
             "moved_bytes": dict(self.mover.moved_bytes),
         }  # fmt: skip
         with self._volume.snapshot() as reader:
             before = packs.setting(reader, "tierd")
-        age_s = self._clock() - int(str(before.get("at_s", 0)))
+        period_s = 60.0 if before.get("disks") == document["disks"] else DISKS_TOLD_S
+        due = come(int(str(before.get("at_s", 0))) + period_s, self._clock(), period_s)
         # Somebody always writes a little to a disk: that alone is no reason for a commit every round.
         same = all(before.get(name) == told for name, told in document.items() if name not in {"at_s", "disks"})
-        if not same or age_s >= (60 if before.get("disks") == document["disks"] else DISKS_TOLD_S):
+        if not same or due:
             self._volume.mutate(lambda tx: tx.put(b"gtierd", pack_json(document)), frees=True)
 
     def scrub_now(self) -> None:
@@ -190,7 +208,7 @@ class Tierd:
     def move_asked(self) -> None:
         """What was asked for and is due, for somebody who waits for it."""
         self.level = self._gauge.look()
-        self._guarded("asked", self._asked)
+        self._guarded("asked", self._answer_asked)
 
     # -- pressure -----------------------------------------------------------------------------------------------------
 
@@ -308,115 +326,10 @@ class Tierd:
                 return True
         return False
 
-    # -- what was asked for -------------------------------------------------------------------------------------------
-
-    def _asked(self) -> bool:
-        """Moves somebody asked for, grouped by where they go."""
-        with self._volume.snapshot() as reader:
-            rows = [(unpack_u64(key[1:])[0], MoveRow.decode(raw)) for key, raw in reader.scan(*prefix_range(b"m"))]
-            now_s = self._clock()
-            due = [(number, row) for number, row in rows if row.state != "failed" and row.not_before_s <= now_s][
-                :WINDOW_FILES
-            ]
-            directories = [
-                number for number, _ in due if reader.has_inode(number) and reader.inode(number).kind == Kind.DIRECTORY
-            ]
-        for number in directories:
-            self._ask_below(number)
-        groups: dict[tuple[int, str], list[int]] = {}
-        around = files.surroundings(self._volume, self.level)
-        for number, row in due:
-            if number in directories:
-                continue
-            target = row.tier or self._wanted(number, around)
-            groups.setdefault((target, row.cause), []).append(number)
-        for (target, cause), numbers in groups.items():
-            if target == 0:
-                self._answer(numbers, dict(due), {})
-            else:
-                self._carry_out(numbers, Tier(target), cause, dict(due))
-        return bool(due) and len(due) == WINDOW_FILES
-
-    def _wanted(self, number: int, around: Surroundings) -> int:
-        """What the policy says of a file that somebody wants looked at; 0 for nothing."""
-        with self._volume.snapshot() as reader:
-            item = files.known(reader, number, self._settings, self._clock())
-        decision = decide(item.facts, self._settings, around) if item is not None else None
-        return int(decision.target or 0) if decision is not None else 0
-
-    def _ask_below(self, directory: int) -> None:
-        """A directory's hint changed: every file below it is looked at."""
-        pending, found = [directory], []
-        with self._volume.snapshot() as reader:
-            while pending:
-                number = pending.pop()
-                for _, dentry in tree.scan_dentries(reader, number):
-                    if dentry.kind == Kind.DIRECTORY:
-                        pending.append(dentry.inode)
-                    elif dentry.kind == Kind.FILE:
-                        found.append(dentry.inode)
-
-        def ask(tx: MetadataTransaction, batch: list[int]) -> None:
-            for number in batch:
-                if tx.get(key_u64(b"m", number)) is None:
-                    hints.ask(tx, number, MoveRow(0, "hint", tx.now_ns))
-
-        for at in range(0, len(found), WINDOW_FILES):
-            batch = found[at : at + WINDOW_FILES]
-            self._volume.mutate(partial(ask, batch=batch), frees=True)
-        self._volume.mutate(lambda tx: tx.delete(key_u64(b"m", directory)), frees=True)
-
-    def _carry_out(self, numbers: list[int], target: Tier, cause: str, rows: dict[int, MoveRow]) -> None:
-        try:
-            # What a user asked for goes even if it is little, and shared extents stay only where a pin holds them.
-            outcome = self.mover.move(numbers, target, cause=cause, alone=True, stays=self._pinned_hot)
-        except (TierUnavailable, NoSpace) as error:
-            self._answer(numbers, rows, dict.fromkeys(numbers, error.message))
-            raise
-        while target != Tier.HOT and housekeeping.give_back(self._volume):
-            pass
-        self._answer(numbers, rows, outcome.failed or {})
-
-    def _pinned_hot(self, reader: InodeReader, number: int) -> bool:
-        item = files.known(reader, number, self._settings, self._clock())
-        return item is not None and item.facts.pin == Tier.HOT
-
-    def _answer(self, numbers: list[int], rows: dict[int, MoveRow], failed: dict[int, str]) -> None:
-        """Done rows go; failed ones are tried again later, and say why."""
-
-        def answer(tx: MetadataTransaction) -> None:
-            for number in numbers:
-                key = key_u64(b"m", number)
-                raw = tx.get(key)
-                if raw is None or MoveRow.decode(raw).asked_ns != rows[number].asked_ns:
-                    continue  # it was asked for anew meanwhile
-                if number not in failed or not tx.has_inode(number):
-                    tx.delete(key)
-                    continue
-                row = MoveRow.decode(raw)
-                row.attempts += 1
-                row.error = failed[number]
-                row.not_before_s = self._clock() + min(RETRY_S * 2 ** (row.attempts - 1), RETRY_S_MAX)
-                tx.put(key, row.encode())
-                records.add(
-                    tx,
-                    number,
-                    {
-                        "event": "not moved",
-                        "to": Tier(row.tier).name.lower() if row.tier else "",
-                        "cause": row.cause,
-                        "error": row.error,
-                    },
-                )
-
-        self._volume.mutate(answer, frees=True)
-
     # -- background ---------------------------------------------------------------------------------------------------
 
     def _background(self) -> bool:
         """Copies ahead, or moves in the mode "strict"; each file is looked at once until it is used again."""
-        if self._clock_jumped():
-            return False
         if self._monotonic() - self._rescan_s > RESCAN_S:
             self._rescan_s = self._monotonic()
             self._cursors.clear()
@@ -465,16 +378,8 @@ class Tierd:
             self._cursors[tier] = keys[-1]
         return len(keys) == WINDOW_FILES
 
-    def _clock_jumped(self) -> bool:
-        """A wall clock that leaps must not make every file look idle: nothing moves by age for a while after."""
-        offset = self._clock() - self._monotonic()
-        if abs(offset - self._offset) > CLOCK_JUMP_S:
-            log.warning("clock_jumped", seconds=round(offset - self._offset))
-            self._offset += (offset - self._offset) / 2  # believed after some rounds, not at once
-            self._failing["background"] = self._monotonic() + 60.0
-            return True
-        self._offset = offset
-        return False
+    def _answer_asked(self) -> bool:
+        return self._asked.run(self.level)
 
     def _remove_condemned(self) -> bool:
         return self.mover.remove_condemned() > 0

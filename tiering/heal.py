@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import content, copies, metrics, packs, warm
+from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteArchived, RemoteError, RemoteNotFound
 from stratum.errors import DataDamaged, StratumError, TierUnavailable
 from stratum.log import get_logger
@@ -79,7 +80,7 @@ class Healer:
         with self._volume.snapshot() as reader:
             for key, raw in reader.scan(*prefix_range(b"h")):
                 why = unpack_json(raw)
-                if why.get("not_before_s", 0) <= now_s:
+                if come(why.get("not_before_s", 0), now_s, RETRY_S):
                     due.append((unpack_u64(key[1:])[0], why))
                     if len(due) > REPAIRS_AT_ONCE:
                         break
@@ -190,7 +191,12 @@ class Healer:
         if state.get("state") != "running":
             period_s = self._volume.config.scrub_period_s
             last_s = float(str(state.get("ended_s", 0)))
-            if state.get("state") == "paused" or not period_s or now_s - last_s < period_s or not self._anything():
+            if (
+                state.get("state") == "paused"
+                or not period_s
+                or not come(last_s + period_s, now_s, period_s)
+                or not self._anything()
+            ):
                 return False
             start_scrub(self._volume)
             return True

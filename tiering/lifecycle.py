@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stratum import buckets, evidence, hints, lifecycle, listing, multipart, objects, packs, tree
+from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteError
 from stratum.errors import NoSuchBucket, NoSuchUpload, ReadOnlyBucket, StratumError
 from stratum.log import get_logger
@@ -55,7 +56,7 @@ class LifecycleRunner:
     def run(self) -> bool:
         """A pass over the buckets with rules, if one is due."""
         now_s = self._clock()
-        if now_s < self._next_s:
+        if not come(self._next_s, now_s, self._every_s):
             return False
         self._next_s = now_s + self._every_s
         with self._volume.snapshot() as reader:

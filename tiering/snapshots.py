@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratum import cold, packs
+from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteError
 from stratum.errors import StratumError, TierUnavailable
 from stratum.log import get_logger
@@ -90,11 +91,13 @@ class IndexSnapshots:
 
     def run(self) -> bool:
         now_s = self._clock()
-        if now_s < self._not_before_s:
+        if not come(self._not_before_s, now_s, RETRY_S):
             return False
         with self._volume.snapshot() as reader:
             taken = packs.setting(reader, "index_snapshots")
-            due = [name for name in cold.rows(reader) if now_s - float(str(taken.get(name, 0))) >= PERIOD_S]
+            due = [
+                name for name in cold.rows(reader) if come(float(str(taken.get(name, 0))) + PERIOD_S, now_s, PERIOD_S)
+            ]
         for name in due:
             try:
                 key = take(self._volume, name)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stratum import health, metrics, packs
 from stratum.admin.app import read_token
+from stratum.clocks import come
 from stratum.config import parse_listen
 from stratum.errors import ConfigInvalid, StratumError
 from stratum.log import get_logger
@@ -161,10 +162,11 @@ class Alerts:
 
     def consider(self, findings: list[Finding], now_s: float) -> None:
         config = self._volume.config
+        pause_s_max = max(RETRY_S_MAX, config.alerts_interval_s_min)
         settled = {
             item.key: item
             for item in findings
-            if not item.muted_until_s and now_s - item.since_s >= config.alerts_settle_s
+            if not item.muted_until_s and come(item.since_s + config.alerts_settle_s, now_s, config.alerts_settle_s)
         }
         young = {item.key for item in findings} - settled.keys()
         with self._volume.snapshot() as reader:
@@ -177,7 +179,7 @@ class Alerts:
             thread = self._threads.get(sink.name)
             if (
                 not (raised or ended)
-                or now_s < self._not_before_s.get(sink.name, 0.0)
+                or not come(self._not_before_s.get(sink.name, 0.0), now_s, pause_s_max)
                 or (thread is not None and thread.is_alive())
             ):
                 continue

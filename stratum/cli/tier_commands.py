@@ -215,7 +215,7 @@ def tier_status(options: Namespace) -> int:
         for name, value in document.items()
         if name in {"warm_bytes", "cold_bytes", "moves_waiting", "moves_failing", "repairs_waiting"}
     ]
-    lines += [f"  not working: {step}" for step in document["failing"]]
+    lines += [f"  not working: {step}: {why}" for step, why in document["failing"].items()]
     return show(options, document, "\n".join(lines))
 
 
@@ -229,7 +229,7 @@ def tier_facts(reader: InodeReader) -> dict[str, Any]:
         for tier in Tier
     }
     return {
-        "level": tierd.get("level", "unknown"), "disks": tierd.get("disks", []), "failing": tierd.get("failing", []),
+        "level": tierd.get("level", "unknown"), "disks": tierd.get("disks", []), "failing": tierd.get("troubles", {}),
         "paused": bool(packs.setting(reader, "paused")), "draining": packs.setting(reader, "drain").get("tier", ""), "tiers": tiers,
         "warm_bytes": sum(row.live_bytes for row in stored if row.tier == Tier.WARM),
         "cold_bytes": sum(row.live_bytes for row in stored if row.tier == Tier.COLD),

@@ -383,6 +383,19 @@ def test_an_alert_that_was_not_taken_is_tried_again_and_is_itself_a_finding(tmp_
         assert health.examine(volume) == []
 
 
+def test_a_clock_that_is_set_back_keeps_no_alert_back(tmp_path: Path, sinks: Sinks) -> None:
+    make_volume(tmp_path / "volume")
+    change_settings(tmp_path / "volume", **sinks.settings())
+    with Volume(tmp_path / "volume", "test") as volume:
+        watched = Clocked(volume)
+        full = Finding("STR-DISK-FULL", "/disk", "0 bytes are free", since_s=1_000_000.0)
+        watched.at(1_000_020.0, full)
+        assert len(sinks.posts) == 1
+        high = Finding("STR-DISK-HIGH", "hot tier", "high", since_s=1_000_021.0)
+        watched.at(1000.0, full, high)
+        assert len(sinks.posts) == 2, "neither the pause between alerts nor the time to settle lasts until the old date"
+
+
 def test_what_is_muted_or_comes_and_goes_is_not_told(tmp_path: Path, sinks: Sinks) -> None:
     make_volume(tmp_path / "volume")
     change_settings(tmp_path / "volume", **sinks.settings())

@@ -97,7 +97,11 @@ def test_codes_of_the_volume_itself(tmp_path: Path) -> None:
             tx.put(
                 b"gtierd",
                 pack_json(
-                    {"level": "emergency", "disks": [{"path": "/d", "used_percent": 96}], "failing": ["lifecycle"]}
+                    {
+                        "level": "emergency",
+                        "disks": [{"path": "/d", "used_percent": 96}],
+                        "troubles": {"lifecycle": "no rules today", "relief": "nothing can leave"},
+                    }
                 ),
             )
             tx.put(b"gscrub", pack_json({"state": "done", "unhealed": ["a/b"]}))
@@ -108,6 +112,9 @@ def test_codes_of_the_volume_itself(tmp_path: Path) -> None:
             "STR-SCRUB-UNHEALED",
         }  # fmt: skip
         findings = health.examine(volume)
+        whats = {(item.code, item.thing): item.what for item in findings}
+        assert whats["STR-TIERD-FAILING", "lifecycle"] == "no rules today"
+        assert whats["STR-DISK-EMERGENCY", "hot tier"].endswith("; nothing can leave"), "one trouble, told once"
         assert [item.severity for item in findings] == sorted((item.severity for item in findings), reverse=True)
         volume.mutate(lambda tx: tx.put(b"gtierd", pack_json({"level": "high"})), frees=True)
         assert "STR-DISK-HIGH" in codes(volume)

@@ -229,14 +229,14 @@ def test_three_reads_bring_a_file_back(tiered: Volume) -> None:
         tiered.evidence.read(inode.number, len(DATA))
     tiered.evidence.flush()
     assert worker._gauge_is_high()
-    worker._asked()
+    worker._answer_asked()
     assert where(tiered, inode) == ["warm"], "no room"
     percents.append(10.0)
     worker.level = "ok"
     for _ in range(3):
         tiered.evidence.read(inode.number, len(DATA))
     tiered.evidence.flush()
-    worker._asked()
+    worker._answer_asked()
     assert where(tiered, inode) == ["hot", "warm"]
 
 

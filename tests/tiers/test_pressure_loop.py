@@ -6,6 +6,7 @@ import hashlib
 import random
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SECONDS = longer(8, 300)
+SECONDS = longer(5, 300)
 DISK_BYTES = 320 * 1024 * 1024
 WRITERS = 4
+KEPT_BYTES_MAX = 1 << 30
+"""Of each writer: minutes of this would fill the machine."""
 BUCKET = "filling"
 
 
@@ -42,6 +45,7 @@ class Writer(threading.Thread):
         self.written: dict[str, str] = {}
         self.error: BaseException | None = None
         self.bytes = 0
+        self._kept: deque[tuple[str, int]] = deque()
 
     def run(self) -> None:
         try:
@@ -59,8 +63,13 @@ class Writer(threading.Thread):
                     path.parent.mkdir(exist_ok=True)
                     path.write_bytes(data)
                 self.written[key] = hashlib.md5(data).hexdigest()
+                self._kept.append((key, size))
                 self.bytes += size
                 count += 1
+                while sum(kept for _, kept in self._kept) > KEPT_BYTES_MAX:
+                    old, _ = self._kept.popleft()
+                    client.delete_object(Bucket=BUCKET, Key=old)
+                    del self.written[old]
         except BaseException as error:
             self.error = error
 
@@ -95,7 +104,9 @@ def test_writers_never_see_a_full_disk(tmp_path: Path, small_disk: Path, moto: s
         for writer in writers:
             writer.start()
         until = time.monotonic() + seconds
-        while time.monotonic() < until and all(writer.is_alive() for writer in writers):
+        while all(writer.is_alive() for writer in writers) and (
+            time.monotonic() < until or sum(writer.bytes for writer in writers) < DISK_BYTES
+        ):
             worst = max(worst, measure(small_disk).used_percent)
             time.sleep(0.05)
         ending.set()
@@ -103,8 +114,8 @@ def test_writers_never_see_a_full_disk(tmp_path: Path, small_disk: Path, moto: s
             writer.join(120)
             assert writer.error is None, writer.error
         total = sum(writer.bytes for writer in writers)
-        print(f"pressure: {total / seconds / 1e6:.0f} MB/s acknowledged, {worst:.1f} % at worst")
-        assert total > DISK_BYTES * 0.95, "more than may lie on the disk"
+        took_s = seconds + time.monotonic() - until
+        print(f"pressure: {total / took_s / 1e6:.0f} MB/s acknowledged, {worst:.1f} % at worst")
         assert worst < 95
         client: Any = server.client()
         for writer in writers:

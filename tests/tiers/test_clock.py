@@ -1,0 +1,132 @@
+"""A wall clock that is set forth or back: what goes by age waits a while, and what waits by the clock does not wait for days."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stratum import buckets, lifecycle, packs
+from stratum.clocks import LeapWatch, come
+from stratum.errors import NoSuchKey
+from stratum.lifecycle import Rule, When
+from stratum.schema import key_u64, pack_json
+from stratum.tier_rows import MoveRow
+from stratum.tiering import daemon
+from stratum.tiering.heal import Healer
+from stratum.volume import Volume
+from tests.support import BUCKET, get, put
+from tests.tiers.conftest import make_tiered
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAYS_S = 3 * 86400.0
+DATA = b"something" * 10_000
+
+
+class Clocks:
+    def __init__(self, opened: Volume) -> None:
+        self.wall_s, self.ticking_s = time.time(), 1000.0
+        self.tierd = daemon.Tierd(opened, clock=lambda: self.wall_s, monotonic=lambda: self.ticking_s)
+
+    def passes(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.ticking_s += seconds
+        self.tierd.step()
+
+
+def test_a_moment_that_a_clock_put_out_of_reach_has_come() -> None:
+    assert not come(100.0, 99.0, 10.0)
+    assert not come(100.0, 90.0, 10.0)
+    assert come(100.0, 100.0, 10.0)
+    assert come(100.0, 89.0, 10.0), "nobody waits for more than ten seconds"
+
+
+def test_half_of_a_leap_is_believed_each_time() -> None:
+    watch = LeapWatch(0.0, 0.0, 100.0)
+    assert watch.leapt_s(1099.0, 1000.0) == 0.0
+    assert [watch.leapt_s(2099.0, 1000.0) for _ in range(5)] == [1000.0, 500.0, 250.0, 125.0, 0.0]
+    assert watch.leapt_s(0.0, 1000.0) < -1000
+
+
+def expire_after_a_day(opened: Volume) -> None:
+    rule = Rule("old", True, expiration=When(days=1))
+    opened.mutate(lambda tx: lifecycle.put(tx, buckets.get(tx, BUCKET).inode, [rule]))
+
+
+def expire_at_once(opened: Volume) -> None:
+    rule = Rule("past", True, expiration=When(date_s=86400))
+    opened.mutate(lambda tx: lifecycle.put(tx, buckets.get(tx, BUCKET).inode, [rule]))
+
+
+def test_nothing_expires_because_a_clock_leapt(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", DATA)
+        expire_after_a_day(opened)
+        clocks = Clocks(opened)
+        clocks.passes(1)
+        clocks.wall_s += DAYS_S
+        for _ in range(10):
+            clocks.passes(60)
+        assert get(opened, "k") == DATA
+        clocks.wall_s -= DAYS_S  # somebody set it right
+        for _ in range(200):
+            clocks.passes(60)
+        assert get(opened, "k") == DATA
+        for _ in range(48):
+            clocks.passes(3600)
+        with pytest.raises(NoSuchKey):
+            get(opened, "k")
+
+
+def test_a_leap_that_stays_is_believed(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", DATA)
+        expire_after_a_day(opened)
+        clocks = Clocks(opened)
+        clocks.wall_s += DAYS_S
+        for _ in range(200):
+            clocks.passes(60)
+        with pytest.raises(NoSuchKey):
+            get(opened, "k")
+
+
+def test_a_clock_that_is_set_back_puts_nothing_off(tmp_path: Path) -> None:
+    """Retries, the daily snapshot, what `tier status` shows, and lifecycle: by minutes, not by three days."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", DATA)
+        inode = put(opened, "asked", DATA)
+        clocks = Clocks(opened)
+        clocks.passes(1)
+        later_s = clocks.wall_s + 60
+        opened.mutate(
+            lambda tx: tx.put(key_u64(b"m", inode.number), MoveRow(1, "tier move", 0, not_before_s=later_s).encode())
+        )
+        opened.mutate(
+            lambda tx: tx.put(key_u64(b"h", 7), pack_json({"why": "test", "not_before_s": clocks.wall_s + 20}))
+        )
+        assert not Healer(opened, clocks.tierd.mover, clock=lambda: clocks.wall_s)._due()
+        taken = published(opened, "index_snapshots")["archive"]
+        assert abs(taken - clocks.wall_s) < 5
+        clocks.wall_s -= DAYS_S
+        assert Healer(opened, clocks.tierd.mover, clock=lambda: clocks.wall_s)._due()
+        for _ in range(70):
+            clocks.passes(60)
+        assert abs(published(opened, "tierd")["at_s"] - clocks.wall_s) < 100
+        assert published(opened, "index_snapshots")["archive"] <= clocks.wall_s
+        with opened.snapshot() as reader:
+            assert reader.get(key_u64(b"m", inode.number)) is None, "the move somebody asked for"
+        expire_at_once(opened)
+        clocks.wall_s -= DAYS_S
+        for _ in range(80):
+            clocks.passes(60)
+        with pytest.raises(NoSuchKey):
+            get(opened, "k")
+
+
+def published(opened: Volume, name: str) -> dict[str, float]:
+    with opened.snapshot() as reader:
+        found: dict[str, float] = packs.setting(reader, name)
+    return found
