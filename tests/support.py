@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -106,6 +107,22 @@ def delete(opened: Volume, key: str | bytes, *, bucket: str = BUCKET) -> bool:
 STARTED: list[Server] = []
 
 
+class LeapingClock:
+    """The wall clock of processes that are started with `environment`; they see `set` at once."""
+
+    def __init__(self, folder: Path) -> None:
+        library, self._offset = folder / "leap.so", folder / "leap"
+        source = Path(__file__).with_name("leap.c")
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        self.set(0)
+        self.environment = {"LD_PRELOAD": str(library), "STRATUM_TEST_LEAP": str(self._offset)}
+
+    def set(self, seconds: int) -> None:
+        """How far it is ahead of the true one."""
+        with self._offset.open("r+b" if self._offset.exists() else "wb") as file:
+            file.write(struct.pack("<q", seconds))
+
+
 class Server:
     """A `stratum serve` of its own volume, ended by `stop` or `kill`."""
 
@@ -116,7 +133,9 @@ class Server:
         mount: bool = False,
         settings: dict[str, dict[str, Any]] | None = None,
         init_words: list[str | Path] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
+        self.environment = environment or {}
         self.root = root / "volume"
         self.mount = root / "mount" if mount else None
         words: list[str | Path] = ["init", self.root, "--json", *(init_words or ())]
@@ -154,6 +173,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env={**os.environ, **self.environment},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

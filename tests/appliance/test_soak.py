@@ -23,7 +23,7 @@ import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.support import Server, disk_of, new_seed, stratum
+from tests.support import LeapingClock, Server, disk_of, new_seed, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,8 @@ class Fault:
     faces: frozenset[str]
     began: float
     ended: float = float("inf")
+    leap_s: int = 0
+    """Of the server's clock meanwhile: its log lines carry that time."""
 
 
 @dataclass(slots=True)
@@ -178,13 +180,16 @@ def digest(data: Content) -> str:
 
 
 class Injector(threading.Thread):
-    def __init__(self, server: Server, faults: Faults, disk: Path, remote: Path, ending: threading.Event) -> None:
+    def __init__(
+        self, server: Server, faults: Faults, disk: Path, remote: Path, clock: LeapingClock, ending: threading.Event
+    ) -> None:
         super().__init__(daemon=True)
         self._server, self._faults, self._disk, self._remote, self._ending = server, faults, disk, remote, ending
+        self._clock = clock
         self._chance = random.Random(faults.seed)
 
     def run(self) -> None:
-        kinds = (self.kill_worker, self.kill_mount, self.kill_tierd, self.disk_full, self.cold_away)
+        kinds = (self.kill_worker, self.kill_mount, self.kill_tierd, self.disk_full, self.cold_away, self.clock_leaps)
         while not self._ending.wait(FAULT_EVERY_S * (0.5 + self._chance.random())):
             self._chance.choice(kinds)()
 
@@ -229,6 +234,17 @@ class Injector(threading.Thread):
         time.sleep(30)  # the breaker's pause
         fault.ended = time.time()
 
+    def clock_leaps(self) -> None:
+        """By hours, there and back; boto3 signs again with the server's time when it is refused, once."""
+        fault = Fault("clock leaps", frozenset({"s3"}), time.time())
+        fault.leap_s = self._chance.choice((-50, -3, 3, 50)) * 3600
+        self._faults.told.append(fault)
+        self._clock.set(fault.leap_s)
+        time.sleep(10)
+        self._clock.set(0)
+        time.sleep(3)
+        fault.ended = time.time()
+
 
 # -- leaks --------------------------------------------------------------------------------------------------------------
 
@@ -253,7 +269,11 @@ def unexplained_lines(server: Server, faults: Faults) -> list[str]:
             moment = dt.datetime.strptime(line[:23] + "+0000", "%Y-%m-%dT%H:%M:%S.%f%z").timestamp()
         except ValueError:
             moment = 0.0
-        if not any(fault.began - 1 <= moment <= fault.ended + 30 for fault in faults.told):
+        if not any(
+            fault.began - 1 <= moment - leap_s <= fault.ended + 30
+            for fault in faults.told
+            for leap_s in {0, fault.leap_s}
+        ):
             found.append(line)
     return found
 
@@ -265,7 +285,8 @@ def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
     faults = Faults(seed)
     words: list[str | Path] = ["--hot", disk / "hot", "--ec", "2+1"]
     words += [word for number in range(3) for word in ("--warm", tmp_path / f"d{number}")]
-    server = Server(tmp_path, mount=True, init_words=words)
+    clock = LeapingClock(tmp_path)
+    server = Server(tmp_path, mount=True, init_words=words, environment=clock.environment)
     server.configure(
         {
             "tiering": {"interval_s": 0.5, "mode": "strict", "idle_s": 10.0, "cold_after_s": 20.0},
@@ -281,7 +302,7 @@ def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
         server.client().create_bucket(Bucket=BUCKET)
         ending = threading.Event()
         clients = [Client(server, faults, number, ending) for number in range(S3_CLIENTS + MOUNT_CLIENTS)]
-        injector = Injector(server, faults, disk, remote, ending)
+        injector = Injector(server, faults, disk, remote, clock, ending)
         for thread in (*clients, injector):
             thread.start()
         samples = []
