@@ -233,7 +233,9 @@ class Application:
             log.exception("request_failed", request_id=exchange.request_id, operation=exchange.operation)
             message = f"internal error {type(error).__name__}; the log has request {exchange.request_id}"
             answer = await self._refusal(exchange, scope, StratumError(message))
-        if volume_audit is not None and (exchange.audited or audited.is_refused(answer.status)):
+        if volume_audit is not None and audited.gets_record(
+            volume_audit, scope, exchange.user, answer.status, wanted=exchange.audited
+        ):
             answer = await self._recorded(volume_audit, exchange, scope, answer)
         answer.headers += (("x-amz-request-id", exchange.request_id), ("Server", "Stratum"))
         request = exchange.request

@@ -8,10 +8,12 @@ from stratum import buckets, metrics
 from stratum.errors import StratumError
 
 if TYPE_CHECKING:
+    from stratum.audit import AuditLog
     from stratum.s3.request import S3Request
     from stratum.transaction import InodeReader
 
 _REFUSED = frozenset((401, 403))
+_NOBODY = frozenset(("", "-"))
 
 
 def is_wanted(reader: InodeReader, request: S3Request) -> bool:
@@ -26,9 +28,12 @@ def is_wanted(reader: InodeReader, request: S3Request) -> bool:
         return False
 
 
-def is_refused(status: int) -> bool:
-    """Whether somebody tried what is not theirs: that is recorded also of reads."""
-    return status in _REFUSED
+def gets_record(log: AuditLog, scope: dict[str, Any], user: str, status: int, *, wanted: bool) -> bool:
+    """What `is_wanted`, and whoever tried what is not theirs, reads included; of strangers some, and the rest as a count."""
+    if status not in _REFUSED:
+        return wanted
+    client = scope.get("client")
+    return user not in _NOBODY or not log.is_only_counted(client[0] if client else "-")
 
 
 def event(

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stratum import metrics
+from stratum.audit_strangers import Strangers
 from stratum.errors import AuditUnavailable
 from stratum.log import get_logger
 from stratum.segments import fsync_folder
@@ -102,6 +103,7 @@ class AuditLog:
         self._thread: threading.Thread | None = None
         self._fd = -1
         self._size = 0
+        self._strangers = Strangers()
         self._head = Head()
         self._anchored = Head()
         self._anchored_s = 0.0
@@ -128,6 +130,10 @@ class AuditLog:
                     self._thread.start()
         self._queue.put(({"time": self._now(), **event}, done))
         return done
+
+    def is_only_counted(self, address: str) -> bool:
+        """Whether a stranger's refused request gets no record, since that address has had its share; a count will follow."""
+        return self._strangers.is_only_counted(address)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -159,6 +165,7 @@ class AuditLog:
                     ending = True
             except queue.Empty:
                 pass
+            batch += [({"time": self._now(), **event}, Future()) for event in self._strangers.counts(now=ending)]
             self._write(batch)
             self._tell_anchor(now=ending)
 

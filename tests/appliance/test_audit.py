@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from stratum import audit
+from stratum.audit_strangers import RECORDED_MAX
 from tests.support import Server, need_fuse, serving, stratum
 
 if TYPE_CHECKING:
@@ -156,3 +157,19 @@ def test_a_full_audit_disk_refuses_what_wants_a_record_and_nothing_else(tmp_path
         stratum("audit", "verify", server.root)
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_strangers_cannot_fill_the_log(tmp_path: Path) -> None:
+    count = 300
+    with serving(tmp_path, settings=AUDIT) as server:
+        server.client().create_bucket(Bucket="photos")
+        for number in range(count):
+            assert server.raw("PUT", f"/photos/{number}", b"x")[0] == 403
+        root = server.root
+    told = [json.loads(line) for line in stratum("audit", "export", root).stdout.splitlines()]
+    full = [event for event in told if event.get("status") == 403]
+    counted = [event for event in told if event.get("event") == "refusals"]
+    assert len(full) + sum(event["count"] for event in counted) == count
+    assert len(full) <= 2 * RECORDED_MAX, "of each worker's share"
+    assert {event["from"] for event in counted} == {"127.0.0.1"}
+    assert "refusals" in stratum("audit", "tail", root, "-n", "20").stdout

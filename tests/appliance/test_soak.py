@@ -16,6 +16,7 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -316,7 +317,8 @@ def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
             assert not thread.is_alive(), f"seed {seed}: {thread} hangs"
         wrong = [line for client in clients for line in client.wrong]
         done, failed = sum(client.done for client in clients), sum(client.failed for client in clients)
-        print(f"soak: {done} operations, {failed} failed by {len(faults.told)} faults, {len(wrong)} without a cause")
+        kinds = ", ".join(f"{count} {name}" for name, count in Counter(fault.name for fault in faults.told).items())
+        print(f"soak: {done} operations, {failed} failed, {len(wrong)} without a cause; faults: {kinds}")
         assert wrong == [], f"seed {seed}"
         quarter = len(samples) // 4
         early = statistics.median(size for size, _ in samples[quarter : 2 * quarter])

@@ -13,6 +13,7 @@ import pytest
 
 from stratum import audit
 from stratum.audit import AuditLog, Head
+from stratum.audit_strangers import ADDRESSES_MAX, RECORDED_ALL_MAX, RECORDED_MAX, Strangers
 from stratum.errors import AuditUnavailable
 
 if TYPE_CHECKING:
@@ -238,3 +239,35 @@ def test_a_log_whose_end_is_no_record_is_not_written_on(tmp_path: Path) -> None:
         log.record({"what": 1}).result(10)
     log.close()
     assert audit.verify(tmp_path).problems
+
+
+def test_strangers_are_recorded_some_and_counted_all() -> None:
+    ticking = [0.0]
+    strangers = Strangers(lambda: ticking[0])
+    answers = [strangers.is_only_counted("a") for _ in range(50)]
+    assert answers == [False] * RECORDED_MAX + [True] * (50 - RECORDED_MAX)
+    assert not strangers.is_only_counted("b"), "one address does not use up another's share"
+    assert strangers.counts(now=False) == []
+    recorded = RECORDED_MAX + 1
+    for number in range(1000):
+        recorded += not strangers.is_only_counted(f"address {number}")
+    assert recorded == RECORDED_ALL_MAX
+    ticking[0] = 61.0
+    counts = strangers.counts(now=False)
+    assert len(counts) == ADDRESSES_MAX + 1
+    assert sum(event["count"] for event in counts) + recorded == 1051
+    assert counts[0] == {
+        "face": "s3", "event": "refusals", "from": "a", "count": 50 - RECORDED_MAX, "seconds": 61
+    }  # fmt: skip
+    assert not strangers.is_only_counted("a"), "a new window"
+    assert strangers.counts(now=True) == []
+
+
+def test_what_was_counted_is_in_the_log_when_it_closes(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    log.record({"what": "something"}).result(10)
+    for _ in range(RECORDED_MAX + 5):
+        log.is_only_counted("203.0.113.9")
+    log.close()
+    assert [event["count"] for event in audit.events(tmp_path) if event.get("event") == "refusals"] == [5]
+    assert audit.verify(tmp_path).problems == []
