@@ -58,6 +58,19 @@ def explain_inode(volume: Volume, number: int) -> dict[str, Any]:
     return document
 
 
+def arrived_bytes(reader: InodeReader, number: int, tier: Tier) -> tuple[int, int]:
+    """(bytes of a file that lie in a tier or are copied to it, all its bytes in extents)."""
+    arrived = total = 0
+    for piece in reader.slices(number):
+        total += piece.length
+        if tier == Tier.HOT:
+            there = packs.is_hot(reader.extent(piece.extent)[0])
+        else:
+            there = any(found == tier for found, _, _ in copies.locate(reader, piece.extent))
+        arrived += piece.length if there else 0
+    return arrived, total
+
+
 def _extents(volume: Volume, reader: InodeReader, inode: Inode) -> list[dict[str, Any]]:
     if inode.flags & Inode.INLINE:
         return [_hot(0, inode.size, "metadata store")]

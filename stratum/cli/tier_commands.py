@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from stratum.manifest import Names
 from stratum.schema import key_u64, pack_json, prefix_range
 from stratum.tier_rows import VALID, ColdRow, MoveRow, Tier
 from stratum.tiering import daemon
+from stratum.tiering.explain import arrived_bytes
 from stratum.tiering.explain import explain as explain_key
 from stratum.tiering.rebuild import rebuild
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from stratum.transaction import InodeReader, MetadataTransaction
 
@@ -181,10 +184,31 @@ def tier_move(options: Namespace) -> int:
         opened.mutate(lambda tx: hints.ask(tx, number, row), frees=True)
         error = ""
         if options.wait:
-            error = _wait_for(opened, number, row)
+            with _showing_arrivals(opened, options.key, number, target):
+                error = _wait_for(opened, number, row)
     document = {"key": options.key, "to": options.tier, "done": options.wait and not error, "error": error}
     show(options, document, f"{options.key}: {error or ('moved' if options.wait else 'asked for')}")
     return 1 if error else 0
+
+
+@contextmanager
+def _showing_arrivals(opened: Volume, key: str, number: int, target: Tier) -> Iterator[None]:
+    """How many of a file's bytes have come to the tier, whoever moves them."""
+    ending = threading.Event()
+
+    def look() -> None:
+        while not ending.wait(1.0):
+            with opened.snapshot() as reader:
+                progress.at(*arrived_bytes(reader, number, target))
+
+    with Progress(f"moving {key}") as progress:
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join()
 
 
 def _wait_for(opened: Volume, number: int, asked: MoveRow) -> str:

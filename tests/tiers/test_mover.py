@@ -26,6 +26,7 @@ from stratum.housekeeping import run_once
 from stratum.schema import key_u64
 from stratum.tier_rows import MoveRow, PackRow, Tier
 from stratum.tiering import daemon
+from stratum.tiering.explain import arrived_bytes
 from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover, exclusive
 from stratum.volume import Volume
@@ -453,6 +454,25 @@ def test_16_a_leaping_clock_moves_nothing(tmp_path: Path, jump_s: float) -> None
             ticking[0] += 3600
             worker.step()
         assert get(opened, "k") == DATA
+
+
+def test_how_much_of_a_file_has_arrived(tmp_path: Path) -> None:
+    root = make_tiered(tmp_path, volume__extent_bytes=1 << 20)
+    with Volume(root, "test") as opened:
+        size = 3_500_000
+        inode = put(opened, "k", os.urandom(size)).number
+
+        def arrived(tier: Tier) -> tuple[int, int]:
+            with opened.snapshot() as reader:
+                return arrived_bytes(reader, inode, tier)
+
+        assert (arrived(Tier.HOT), arrived(Tier.WARM)) == ((size, size), (0, size))
+        with opened.snapshot() as reader:
+            first = reader.slices(inode)[0]
+        Mover(opened).copy([first.extent], Tier.WARM, alone=True)
+        assert arrived(Tier.WARM) == (first.length, size)
+        Mover(opened).move([inode], Tier.WARM, cause="test", alone=True)
+        assert (arrived(Tier.HOT), arrived(Tier.WARM)) == ((0, size), (size, size))
 
 
 def test_17_a_hundred_readers_make_one_fetch(tiered: Volume) -> None:
