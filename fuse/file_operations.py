@@ -74,7 +74,7 @@ class FileOperations(Base):
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable:
             self._check_writable(inode)
-        handle = self.open_files.open(inode, writable=writable)
+        handle = self.open_files.open(inode, writable=writable, truncated=bool(flags & os.O_TRUNC))
         if flags & os.O_TRUNC:
             try:
                 await self._truncate(inode, 0, open_handle=True)

@@ -74,9 +74,11 @@ fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *op
     return session;
 }
 
-/* Bits of a directory's handle, see OpenFiles.open_directory: the kernel may use and fill its listing; it need not drop the one it has. */
+/* Bits of a handle, see OpenFiles. Of a directory's: the kernel may use and fill its listing; it need not drop the one it has.
+ * Of a file's: its close need not ask for a flush (FOPEN_NOFLUSH), which was a request in four of open, read, close. */
 #define USES_LISTING (UINT64_C(1) << 62)
 #define DIRECTORY (UINT64_C(1) << 61)
+#define CHANGES_NOTHING (UINT64_C(1) << 60)
 
 __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *opened)
 {
@@ -89,6 +91,8 @@ __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t request, c
         told.cache_readdir = 1;
     if (told.fh & DIRECTORY)
         told.keep_cache = 1;
+    if (told.fh & CHANGES_NOTHING)
+        told.noflush = 1;
     return next(request, &told);
 }
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 POSITIONS_MAX = 4096
-USES_LISTING, DIRECTORY = 1 << 62, 1 << 61
-"""Bits of a directory's handle that `negotiate.c` looks for."""
+USES_LISTING, DIRECTORY, CHANGES_NOTHING = 1 << 62, 1 << 61, 1 << 60
+"""Bits of a handle that `negotiate.c` looks for: the first two of a directory's, the last of a file's."""
 
 
 @dataclass(slots=True)
@@ -131,12 +131,13 @@ class OpenFiles:
         """Whether the kernel may still ask for an inode. Called by the committer's thread too: dictionary reads only."""
         return number in self.lookups or self.is_open(number)
 
-    def open(self, number: int, *, writable: bool) -> int:
+    def open(self, number: int, *, writable: bool, truncated: bool = False) -> int:
+        """A handle. Closing one that can change nothing and changed nothing tells us nothing: the kernel need not ask for a flush."""
         state = self.files.get(number)
         if state is None:
             state = self.files[number] = FileState(number)
         state.handles += 1
-        handle = next(self._numbers)
+        handle = next(self._numbers) | (0 if writable or truncated else CHANGES_NOTHING)
         self.handles[handle] = FileHandle(state, writable)
         return handle
 

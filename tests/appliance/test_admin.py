@@ -124,6 +124,8 @@ def test_the_mount_is_counted_and_ready_says_when_a_face_is_away(tmp_path: Path)
         found = scrape(server)
         assert value(found, "stratum_fuse_requests_total", operation="mkdir", result="ok") == 1
         assert value(found, "stratum_fuse_requests_total", operation="create", result="ok") == 1
+        assert value(found, "stratum_fuse_requests_total", operation="open", result="ok") == 1
+        assert value(found, "stratum_fuse_requests_total", operation="flush", result="ok") == 1, "of the one that wrote"
         assert value(found, "stratum_fuse_written_bytes_total") == 1000
         assert value(found, "stratum_fuse_request_seconds_count", operation="mkdir") == 1
         status, text = ask(server.admin, "/health/ready")

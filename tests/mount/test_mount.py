@@ -426,6 +426,20 @@ def test_errors_have_the_right_number(home: Path) -> None:
         assert caught.value.errno == code
 
 
+def test_a_file_that_is_emptied_by_who_only_reads_is_empty_in_s3(s3: Any, home: Path) -> None:
+    """Linux empties it though the descriptor cannot write. Closing others that cannot is no longer told to us."""
+    (home / "f").write_bytes(b"full")
+    other = os.open(home / "f", os.O_RDONLY)
+    os.close(os.open(home / "f", os.O_RDONLY | os.O_TRUNC))
+    assert body(s3, home, "f") == b""
+    with (home / "f").open("r+b") as file:
+        file.write(b"again")
+        file.flush()
+        os.close(other)
+        assert (home / "f").read_bytes() == b"again"
+    assert body(s3, home, "f") == b"again"
+
+
 def test_a_created_file_reaches_s3_when_it_is_closed(s3: Any, home: Path) -> None:
     """Until then the mount shows it, and whatever needs its name finds it."""
     (home / "d").mkdir()
