@@ -235,7 +235,7 @@ def crash_rounds(root: Path, rounds: int) -> None:
 
 
 def test_crash(tmp_path: Path) -> None:
-    crash_rounds(tmp_path, 8)
+    crash_rounds(tmp_path, 4)
 
 
 @pytest.mark.soak

@@ -91,7 +91,7 @@ def cuts(tmp_path: Path, count: int) -> None:
 
 
 def test_power_cut(tmp_path: Path) -> None:
-    cuts(tmp_path, 4)
+    cuts(tmp_path, 2)
 
 
 @pytest.mark.soak
