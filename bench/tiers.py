@@ -27,9 +27,9 @@ import zfec
 from botocore.config import Config
 
 from stratum import buckets, erasure, objects
+from stratum.blocks import block_checksums
 from stratum.content import NewContent
 from stratum.schema import ObjectMetadata
-from stratum.segments import block_checksums
 from stratum.tier_rows import Tier
 from stratum.tiering.mover import Mover
 from stratum.volume import Volume

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratum.blocks import CHECKSUM_BYTES, checksum
 from stratum.cold_backends.contract import (
     PART_BYTES,
     Backend,
@@ -43,7 +44,6 @@ from stratum.errors import DataDamaged, ForeignRemote, InvalidArgument, NeedsRes
 from stratum.log import get_logger
 from stratum.recall import RecallCache
 from stratum.schema import prefix_range
-from stratum.segments import CHECKSUM_BYTES, checksum
 from stratum.tier_rows import ColdRow
 
 if TYPE_CHECKING:

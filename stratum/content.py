@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stratum import copies, evidence, stored_extents
+from stratum.blocks import checksum, verified
 from stratum.errors import DataDamaged, NotFound, TierUnavailable
 from stratum.schema import ELSEWHERE_SEGMENT, STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
-from stratum.segments import checksum, verified
 from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
 
 if TYPE_CHECKING:

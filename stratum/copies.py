@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stratum import packs, warm
+from stratum.blocks import BLOCK_BYTES, blocks_match
 from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import DataDamaged, StratumError
 from stratum.log import get_logger
-from stratum.segments import BLOCK_BYTES, blocks_match
 from stratum.tier_rows import Tier
 
 if TYPE_CHECKING:

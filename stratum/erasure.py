@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 import zfec
 
-from stratum.segments import CHECKSUM_BYTES, blocks_match, checksum
+from stratum.blocks import CHECKSUM_BYTES, blocks_match, checksum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, fsck_tiers, housekeeping, longkeys, packs, stored_extents, tree
+from stratum import buckets, content, fsck_repairs, fsck_tiers, housekeeping, longkeys, packs, stored_extents, tree
 from stratum.errors import Busy, DataDamaged, NotFound
 from stratum.log import get_logger
 from stratum.multipart import scan_all_parts
@@ -29,7 +29,6 @@ from stratum.schema import (
     SegmentRow,
     Slice,
     key_u64,
-    key_u64_u64,
     pack_json,
     prefix_range,
     split_u64_u64,
@@ -39,6 +38,7 @@ from stratum.schema import (
 from stratum.segments import SegmentStore
 
 if TYPE_CHECKING:
+    from stratum.fsck_repairs import Repair
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -56,33 +56,7 @@ class Finding:
     repaired: bool = False
 
 
-Repair = Callable[["MetadataTransaction"], None]
 Seen = Callable[[int, int], None]
-
-
-def _delete_row(key: bytes) -> Repair:
-    def repair(tx: MetadataTransaction) -> None:
-        tx.delete(key)
-
-    return repair
-
-
-def _put_row(key: bytes, value: bytes) -> Repair:
-    return lambda tx: tx.put(key, value)
-
-
-def _put_dentry(name: str, row: BucketRow) -> Repair:
-    def repair(tx: MetadataTransaction) -> None:
-        longkeys.put(tx, b"D", ROOT_INODE, tree.path_of_root(name), Dentry(row.inode, Kind.DIRECTORY).pack(), tx.new_id)
-
-    return repair
-
-
-def _remove_dentry(directory: int, entry: bytes) -> Repair:
-    def repair(tx: MetadataTransaction) -> None:
-        longkeys.delete(tx, b"D", directory, entry)
-
-    return repair
 
 
 class _Checker:
@@ -125,7 +99,7 @@ class _Checker:
                         "dangling-entry",
                         thing,
                         f"names inode {dentry.inode:#x}, which is missing or of another kind",
-                        _remove_dentry(directory, entry),
+                        fsck_repairs.remove_dentry(directory, entry),
                     )
                     continue
                 self.links[dentry.inode] += 1
@@ -172,14 +146,14 @@ class _Checker:
                     "bucket-without-entry",
                     name,
                     "its directory has no name",
-                    _put_dentry(name, row),
+                    fsck_repairs.put_dentry(name, row),
                 )
             else:
                 self.found(
                     "bucket-without-directory",
                     name,
                     f"its directory {row.inode:#x} is missing",
-                    _delete_row(b"B" + name.encode()),
+                    fsck_repairs.delete_row(b"B" + name.encode()),
                 )
         for entry, dentry in tree.scan_dentries(reader, ROOT_INODE):
             name = os.fsdecode(entry[:-1])
@@ -193,7 +167,7 @@ class _Checker:
                     "directory-without-bucket",
                     name,
                     "the root names a directory that is no bucket",
-                    _put_row(b"B" + name.encode(), row.pack()),
+                    fsck_repairs.put_row(b"B" + name.encode(), row.pack()),
                 )
 
     def _check_stray_entries(self, reader: InodeReader) -> None:
@@ -203,7 +177,7 @@ class _Checker:
         nodes.update(unpack_u64(raw)[0] for key, raw in rows if longkeys.is_continuation(key))
         for key, raw in rows:
             if unpack_u64(key[1:9])[0] not in nodes:
-                self.found("stray-entry", f"entry {key[9:]!r}", "its directory is gone", _delete_row(key))
+                self.found("stray-entry", f"entry {key[9:]!r}", "its directory is gone", fsck_repairs.delete_row(key))
             elif not longkeys.is_continuation(key):
                 self.named.add(Dentry.unpack(raw).inode)
 
@@ -217,7 +191,7 @@ class _Checker:
             if (inode.entries, inode.live, inode.nlink) != counted:
                 self.found(
                     "directory-counts", f"directory {number:#x}", f"has {inode.entries} entries, {inode.live} live, {inode.nlink} links; counted {counted}",
-                    self._set_counts(number, counted),
+                    fsck_repairs.set_counts(number, counted),
                 )  # fmt: skip
             inode.entries, inode.live, inode.nlink = counted
             parent = self.parents.get(number)
@@ -229,7 +203,7 @@ class _Checker:
                         "directory-parent",
                         f"directory {number:#x}",
                         f"says its parent is {inode.parent:#x}, it is {parent[0]:#x}",
-                        self._set_parent(number, parent[0]),
+                        fsck_repairs.set_parent(number, parent[0]),
                     )
 
     def _depth(self, number: int) -> int:
@@ -238,24 +212,6 @@ class _Checker:
             number = self.parents[number][0]
             depth += 1
         return depth
-
-    @staticmethod
-    def _set_counts(number: int, counted: tuple[int, int, int]) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            inode = tx.inode(number)
-            inode.entries, inode.live, inode.nlink = counted
-            tx.dirty(inode)
-
-        return repair
-
-    @staticmethod
-    def _set_parent(number: int, parent: int) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            inode = tx.inode(number)
-            inode.parent = parent
-            tx.dirty(inode)
-
-        return repair
 
     def _check_links(self, reader: InodeReader, reached: set[int]) -> None:
         parts = {part.inode for _, _, part in scan_all_parts(reader)}
@@ -269,17 +225,22 @@ class _Checker:
                     "link-count",
                     f"inode {number:#x}",
                     f"has {inode.nlink} links, counted {links}",
-                    self._set_links(number, links),
+                    fsck_repairs.set_links(number, links),
                 )
             elif not links and inode.nlink:
                 if number in self.named:
                     continue  # its directory is unreachable too, and brings it back
                 self.found("unreachable-inode", f"inode {number:#x}", "has links and no name", self._adopt(number))
             elif not links and not held[number]:
-                self.found("unheld-orphan", f"inode {number:#x}", "has no name and nobody uses it", self._free(number))
+                self.found(
+                    "unheld-orphan", f"inode {number:#x}", "has no name and nobody uses it", fsck_repairs.free(number)
+                )
         for number in parts - self.inodes.keys():
             self.found(
-                "dangling-part", f"inode {number:#x}", "a part names it and it is missing", self._drop_part(number)
+                "dangling-part",
+                f"inode {number:#x}",
+                "a part names it and it is missing",
+                fsck_repairs.drop_part(number),
             )
         uploads = {
             row["number"]
@@ -293,32 +254,8 @@ class _Checker:
                     "stray-part",
                     f"part {part_number} of upload {upload:#x}",
                     "its upload is gone",
-                    self._drop_part(part.inode, free=True),
+                    fsck_repairs.drop_part(part.inode, free=True),
                 )
-
-    @staticmethod
-    def _set_links(number: int, links: int) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            inode = tx.inode(number)
-            inode.nlink = links
-            tx.dirty(inode)
-
-        return repair
-
-    @staticmethod
-    def _free(number: int) -> Repair:
-        return lambda tx: content.free_inode(tx, tx.inode(number))
-
-    @staticmethod
-    def _drop_part(number: int, *, free: bool = False) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            for upload, part_number, part in list(scan_all_parts(tx)):
-                if part.inode == number:
-                    tx.delete(key_u64_u64(b"P", upload, part_number))
-            if free:
-                content.free_inode(tx, tx.inode(number))
-
-        return repair
 
     def _adopt(self, number: int) -> Repair:
         """Give an inode without a name one in `lost+found/` of its bucket; free it if there is no such bucket."""
@@ -364,7 +301,7 @@ class _Checker:
                     "stray-slice",
                     thing,
                     "its inode is gone",
-                    self._drop_slice(key, piece.extent, known=row is not None),
+                    fsck_repairs.drop_slice(key, piece.extent, known=row is not None),
                 )
             elif row is None:
                 self.found("missing-extent", thing, f"extent {piece.extent:#x} is gone; the file cannot be read there")
@@ -379,7 +316,7 @@ class _Checker:
                     "overlapping-slices",
                     thing,
                     "two slices claim the same bytes; the later one wins",
-                    self._recut(number, piece),
+                    fsck_repairs.recut(number, piece),
                 )
             ends[number] = max(ends[number], piece.end)
         freed = {split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"F"))}
@@ -390,7 +327,7 @@ class _Checker:
                 "stray-row",
                 f"bytes of extent {number:#x}",
                 "its extent is elsewhere",
-                _delete_row(key_u64(b"E", number)),
+                fsck_repairs.delete_row(key_u64(b"E", number)),
             )
         for number, row in extents.items():
             if row.segment not in {STORED_SEGMENT, ELSEWHERE_SEGMENT}:
@@ -401,54 +338,25 @@ class _Checker:
                     "extent-references",
                     f"extent {number:#x}",
                     f"has {row.references} references, counted {references[number]}",
-                    self._set_references(number, references[number]),
+                    fsck_repairs.set_references(number, references[number]),
                 )
             elif row.references == 0 and number not in freed:
                 self.found(
                     "unfreed-extent",
                     f"extent {number:#x}",
                     "has no references and is not being freed",
-                    self._set_references(number, 0),
+                    fsck_repairs.set_references(number, 0),
                 )
         for number in freed - extents.keys():
-            self.found("stray-free", f"extent {number:#x}", "is to be freed and is gone", self._drop_free(number))
+            self.found(
+                "stray-free", f"extent {number:#x}", "is to be freed and is gone", fsck_repairs.drop_free(number)
+            )
         for segment, _, length in packs.left_behind(reader, 1 << 62):
             counts[segment][0] += 1
             counts[segment][1] += length
         self._check_segments(reader, counts)
         fsck_tiers.check_copies(reader, extents, self.found)
         fsck_tiers.check_owners(reader, owned, used, self.found)
-
-    @staticmethod
-    def _drop_slice(key: bytes, extent: int, *, known: bool) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            tx.delete(key)
-            if known and tx.extent(extent)[0].references > 0:
-                tx.reference_extent(extent, -1)
-
-        return repair
-
-    @staticmethod
-    def _recut(number: int, piece: Slice) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            before = [other for other in tx.slices(number, 0, piece.file_offset) if other.end > piece.file_offset]
-            for other in before:
-                tx.put_slice(number, replace(other, length=piece.file_offset - other.file_offset))
-
-        return repair
-
-    @staticmethod
-    def _set_references(number: int, references: int) -> Repair:
-        return lambda tx: tx.set_references(number, references)
-
-    @staticmethod
-    def _drop_free(number: int) -> Repair:
-        def repair(tx: MetadataTransaction) -> None:
-            for key, _ in list(tx.scan(*prefix_range(b"F"))):
-                if split_u64_u64(key)[1] == number:
-                    tx.delete(key)
-
-        return repair
 
     def _check_segments(self, reader: InodeReader, counts: dict[int, list[int]]) -> None:
         rows = {unpack_u64(key[1:])[0]: SegmentRow.unpack(raw) for key, raw in reader.scan(*prefix_range(b"G"))}
@@ -465,7 +373,7 @@ class _Checker:
                     "segment-counts",
                     f"segment {number:#x}",
                     what,
-                    _put_row(key_u64(b"G", number), SegmentRow(row.path if row else 0, *wanted).pack()),
+                    fsck_repairs.put_row(key_u64(b"G", number), SegmentRow(row.path if row else 0, *wanted).pack()),
                 )
 
     def check_rows(self, reader: InodeReader) -> None:
@@ -478,7 +386,7 @@ class _Checker:
                         "stray-row",
                         f"{name} of inode {number:#x}",
                         "its inode is gone",
-                        _delete_row(key),
+                        fsck_repairs.delete_row(key),
                     )
         sizes: Counter[int] = Counter()
         for number, inode in self.inodes.items():
@@ -494,7 +402,7 @@ class _Checker:
             if buckets.usage(reader, row) != wanted:
                 self.found(
                     "bucket-usage", name, f"says {buckets.usage(reader, row)} objects and bytes, counted {wanted}",
-                    _put_row(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),
+                    fsck_repairs.put_row(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),
                 )  # fmt: skip
 
     def check_data(self, reader: InodeReader, seen: Seen | None) -> None:

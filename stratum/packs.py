@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from stratum.blocks import block_checksums, verified
 from stratum.errors import NotFound
 from stratum.schema import (
     ELSEWHERE_SEGMENT,
@@ -28,7 +29,6 @@ from stratum.schema import (
     unpack_json,
     unpack_u64,
 )
-from stratum.segments import block_checksums, verified
 from stratum.tier_rows import CONDEMNED, VALID, CopyRow, PackRow, Tier
 
 if TYPE_CHECKING:

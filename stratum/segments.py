@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 import xxhash
 
 from stratum import metrics
+from stratum.blocks import BLOCK_BYTES, blocks_match, checksum
 from stratum.descriptors import Descriptors, read_cached
 from stratum.errors import DataDamaged, NoSpace, StorageFailed, StratumError
 from stratum.schema import ELSEWHERE_SEGMENT
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from stratum.relief import Relief
     from stratum.tier_rows import PackRow
 
-BLOCK_BYTES = 64 * 1024
-CHECKSUM_BYTES = 16
 EXTENT_BYTES_MAX = 64 * 1024 * 1024
 SHARED_BYTES_MAX = 4 * 1024 * 1024
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
@@ -49,19 +48,6 @@ _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-checksum = xxhash.xxh3_128_digest
-"""XXH3-128 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), seed 0, big-endian digest of 16 bytes."""
-
-
-def verified(raw: bytes | None, what: str) -> bytes:
-    """The bytes of a row of the metadata store that begins with their checksum. Raises `DataDamaged`, also for no row."""
-    if raw is None:
-        raise DataDamaged(f"{what} (its row is gone)", "the metadata store")
-    data = raw[CHECKSUM_BYTES:]
-    if checksum(data) != raw[:CHECKSUM_BYTES]:
-        raise DataDamaged(what, "the metadata store")
-    return data
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,23 +63,6 @@ class PreparedExtent:
     private: bool
     copy: tuple[int, PackRow] | None = None
     """(pack, row) of an extent that was written to the warm tier: it lies in no segment."""
-
-
-def block_checksums(data: bytes | memoryview) -> bytes:
-    """The checksum of each block."""
-    view = memoryview(data)
-    return b"".join(checksum(view[at : at + BLOCK_BYTES]) for at in range(0, len(view), BLOCK_BYTES))
-
-
-def blocks_match(data: bytes | memoryview, checksums: bytes, start: int) -> bool:
-    """Whether bytes of an extent that begin at `start`, in whole blocks, have the checksums the extent has there."""
-    view = memoryview(data)
-    at = start // BLOCK_BYTES * CHECKSUM_BYTES
-    for block in range(0, len(view), BLOCK_BYTES):
-        if checksum(view[block : block + BLOCK_BYTES]) != checksums[at : at + CHECKSUM_BYTES]:
-            return False
-        at += CHECKSUM_BYTES
-    return True
 
 
 def punch_hole(fd: int, offset: int, length: int) -> bool:

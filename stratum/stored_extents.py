@@ -15,8 +15,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from stratum.blocks import checksum, verified
 from stratum.schema import STORED_SEGMENT, key_u64, prefix_range, unpack_u64
-from stratum.segments import checksum, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

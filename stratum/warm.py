@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratum import erasure, packs
+from stratum.blocks import BLOCK_BYTES, block_checksums
 from stratum.descriptors import Descriptors, read_cached
 from stratum.erasure import ShardHead, ShardInvalid
 from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import key_u64, prefix_range, unpack_u64
-from stratum.segments import BLOCK_BYTES, block_checksums, fsync_folder
+from stratum.segments import fsync_folder
 from stratum.tier_rows import DiskRow
 
 if TYPE_CHECKING:

@@ -28,13 +28,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratum import content, evidence, manifest, metrics, packs
+from stratum.blocks import checksum
 from stratum.boundaries import boundary
 from stratum.cold_backends.contract import RemoteDamaged
 from stratum.cold_backends.limit import Bucket
 from stratum.errors import Busy, DataDamaged, Gone, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import ELSEWHERE_SEGMENT, Inode, Kind, Slice, key_u64
-from stratum.segments import checksum
 from stratum.tier_rows import COPYING, AccessRow, PackRow, Tier
 from stratum.tiering import records
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold, evidence, objects, packs, tree, volume
+from stratum.blocks import BLOCK_BYTES, CHECKSUM_BYTES
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
 from stratum.errors import Gone, InvalidArgument, NotFound, TierUnavailable
@@ -40,7 +41,6 @@ from stratum.schema import (
     pack_u64,
     unpack_u64,
 )
-from stratum.segments import BLOCK_BYTES, CHECKSUM_BYTES
 from stratum.tier_rows import VALID, AccessRow, CopyRow, PackRow, Tier
 from stratum.tiering.mover import hottest
 from stratum.tiering.snapshots import SEAL_KEY, parse

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratum import erasure, fsck, packs, warm
+from stratum.blocks import block_checksums
 from stratum.erasure import ShardHead, ShardInvalid
 from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
 from stratum.housekeeping import run_once
-from stratum.segments import block_checksums
 from stratum.tier_rows import VALID, Tier
 from stratum.tiering import leaving
 from stratum.tiering.heal import Healer

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratum import evidence, files, fsck, hints, objects, packs, stored_extents, volume
+from stratum.blocks import checksum
 from stratum.buckets import get as get_bucket
 from stratum.errors import ConfigInvalid, InvalidArgument
 from stratum.housekeeping import run_once
 from stratum.schema import Slice, key_u64
-from stratum.segments import checksum
 from stratum.tier_rows import AccessRow, MoveRow, Tier
 from stratum.tiering import daemon
 from stratum.tiering.explain import explain
