@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 from stratum import backup, cold
-from stratum.cold_backends.contract import PART_BYTES, RemoteDamaged, RemoteError
+from stratum.cold_backends.contract import RemoteDamaged, RemoteError
+from stratum.cold_files import upload
 from stratum.errors import InvalidArgument, NotFound, TierUnavailable
 from stratum.segments import fsync_folder
 
@@ -56,7 +57,9 @@ def send(volume: Volume, made: Backup, name: str, *, keep: int, watch: Watch) ->
     key = folder + time.strftime("%Y%m%d-%H%M%S", time.gmtime(made.made_s)) + backup.SUFFIX
     try:
         volume.cold.check_marker(name)
-        digest = _upload(remote.sealed, key, made.path, made.size, watch)
+        with made.path.open("rb") as file:
+            metadata = {"stratum-backup": "1"}
+            digest = upload(remote.sealed, key, file, made.size, metadata, lambda done: watch(done, 2 * made.size))
         if _download(remote.sealed, key, None, lambda done, _: watch(made.size + done, 2 * made.size)) != digest:
             raise RemoteDamaged(f"{key} is not what was sent")
         if keep:
@@ -69,34 +72,6 @@ def send(volume: Volume, made: Backup, name: str, *, keep: int, watch: Watch) ->
 
 def _keys(remote: Remote, folder: str) -> list[str]:
     return sorted(info.key for info in remote.sealed.list(folder))
-
-
-def _upload(backend: Backend, key: str, path: Path, size: int, watch: Watch) -> str:
-    """The SHA-256 of what was sent."""
-    digest = hashlib.sha256()
-    metadata = {"stratum-backup": "1"}
-    done = 0
-    with path.open("rb") as file:
-        if size < cold.MULTIPART_BYTES_MIN:
-            data = file.read()
-            digest.update(data)
-            backend.put(key, data, metadata)
-            watch(len(data), 2 * size)
-            return digest.hexdigest()
-        upload = backend.create_upload(key, metadata)
-        try:
-            count = 0
-            while part := file.read(PART_BYTES):
-                count += 1
-                digest.update(part)
-                backend.upload_part(key, upload, count, part)
-                done += len(part)
-                watch(done, 2 * size)
-            backend.complete_upload(key, upload, count)
-        except BaseException:
-            backend.abort_upload(key, upload)
-            raise
-    return digest.hexdigest()
 
 
 def _download(backend: Backend, key: str, target: int | None, watch: Watch) -> str:

@@ -211,6 +211,8 @@ class Volume:
         self.warm = WarmStore(self)
         self.cold = ColdStore(self)
         self.noted = Noted()
+        self.before_close: list[Callable[[], None]] = []
+        """Called when the volume closes: threads that read it end there."""
         self.evidence = Recorder(self)
         self.explain: Callable[[int], dict[str, Any]] | None = None
         """Why a file is where it is; set by who knows the policy."""
@@ -276,6 +278,8 @@ class Volume:
         self.close()
 
     def close(self) -> None:
+        for end in self.before_close:
+            end()
         self.evidence.stop()
         if self.audit is not None:
             self.audit.close()

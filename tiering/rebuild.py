@@ -165,8 +165,7 @@ def _snapshot_rows(remote: Remote, found: _Found, report: Report) -> dict[bytes,
     if not found.index:
         return {}
     try:
-        stream = zlib.decompress(b"".join(remote.sealed.get(found.index).pieces))
-        rows = dict(parse(stream))
+        rows = dict(parse(remote.sealed.get(found.index).pieces))
     except (RemoteError, zlib.error, ValueError) as error:
         log.warning("snapshot_not_read", key=found.index, error=str(error))
         report.damaged.append(found.index)

@@ -9,27 +9,35 @@ with a key that must not lie beside them in the open.
 from __future__ import annotations
 
 import struct
+import tempfile
+import threading
 import time
 import zlib
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stratum import cold, packs
 from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteError
-from stratum.errors import StratumError, TierUnavailable
+from stratum.cold_files import upload
+from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import pack_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import BinaryIO
 
+    from stratum.cold import Remote
     from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
 
 log = get_logger("snapshots")
 PERIOD_S = 86400.0
 RETRY_S = 600.0
+LOOK_S = 60.0
+LEVEL = 6
+ROWS_A_LOOK = 4096
 KEPT = 7
 _ROW = struct.Struct(">HI")
 TABLES = b"BDGHIKMNPRSUWXYabcdjnopqst"
@@ -49,30 +57,50 @@ def rows(volume: Volume, *, with_secrets: bool) -> Iterator[bytes]:
         yield _ROW.pack(len(SEAL_KEY), len(secret)) + SEAL_KEY + secret
 
 
-def parse(stream: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The rows of a stream. Raises `ValueError` if it is cut off."""
-    at = 0
-    while at < len(stream):
-        if at + _ROW.size > len(stream):
-            raise ValueError("the snapshot is cut off")
-        key_bytes, value_bytes = _ROW.unpack_from(stream, at)
-        at += _ROW.size
-        if at + key_bytes + value_bytes > len(stream):
-            raise ValueError("the snapshot is cut off")
-        yield stream[at : at + key_bytes], stream[at + key_bytes : at + key_bytes + value_bytes]
-        at += key_bytes + value_bytes
+def parse(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The rows of a compressed stream that comes in pieces. Raises `ValueError` or `zlib.error` if it is cut off or none."""
+    decompressor = zlib.decompressobj()
+    kept, at = b"", 0
+    for piece in pieces:
+        kept, at = kept[at:] + decompressor.decompress(piece), 0
+        while at + _ROW.size <= len(kept):
+            key_bytes, value_bytes = _ROW.unpack_from(kept, at)
+            value_at = at + _ROW.size + key_bytes
+            if value_at + value_bytes > len(kept):
+                break
+            yield kept[at + _ROW.size : value_at], kept[value_at : value_at + value_bytes]
+            at = value_at + value_bytes
+    if at != len(kept) or not decompressor.eof:
+        raise ValueError("the snapshot is cut off")
 
 
-def take(volume: Volume, name: str) -> str:
-    """Send a snapshot to a remote; its key. Raises `TierUnavailable` or `ForeignRemote`."""
+def take(volume: Volume, name: str, *, ending: Callable[[], bool] = lambda: False) -> str:
+    """Send a snapshot to a remote; its key.
+
+    It lies in a file without a name until it is whole, so the metadata's read transaction ends before the remote is asked.
+    Raises `TierUnavailable`, `ForeignRemote`, `NoSpace` for that file, and `Busy` once it is `ending`.
+    """
     row, remote = volume.cold.remote(name)
-    compressor = zlib.compressobj(6)
-    pieces = [compressor.compress(piece) for piece in rows(volume, with_secrets=bool(row.encryption_key))]
-    pieces.append(compressor.flush())
+    with tempfile.TemporaryFile(dir=volume.meta) as spool:
+        compressor = zlib.compressobj(LEVEL)
+        try:
+            for number, piece in enumerate(rows(volume, with_secrets=bool(row.encryption_key))):
+                spool.write(compressor.compress(piece))
+                if number % ROWS_A_LOOK == 0 and ending():
+                    raise Busy("the snapshot was not finished; it is taken again")
+            spool.write(compressor.flush())
+        except OSError as error:
+            raise NoSpace(f"the snapshot for remote {name!r} needs room in {volume.meta}: {error}") from error
+        size = spool.tell()
+        spool.seek(0)
+        return _send(volume, name, remote, spool, size)
+
+
+def _send(volume: Volume, name: str, remote: Remote, spool: BinaryIO, size: int) -> str:
     key = f"v1/{volume.instance}/_index/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     try:
         volume.cold.check_marker(name)
-        remote.sealed.put(key, b"".join(pieces), {"stratum-index": "1"})
+        upload(remote.sealed, key, spool, size, {"stratum-index": "1"})
         old = sorted(info.key for info in remote.sealed.list(f"v1/{volume.instance}/_index/"))
         for gone in old[:-KEPT]:
             remote.sealed.delete(gone)
@@ -82,36 +110,53 @@ def take(volume: Volume, name: str) -> str:
 
 
 class IndexSnapshots:
-    """Takes one a day for each remote."""
+    """Takes one a day for each remote, in a thread: of a large volume it takes minutes, and disks fill meanwhile."""
 
     def __init__(self, volume: Volume, *, clock: Callable[[], float] = time.time) -> None:
         self._volume = volume
         self._clock = clock
         self._not_before_s = 0.0
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        volume.before_close.append(self.stop)
 
     def run(self) -> bool:
         now_s = self._clock()
-        if not come(self._not_before_s, now_s, RETRY_S):
+        if (self._thread is not None and self._thread.is_alive()) or not come(self._not_before_s, now_s, RETRY_S):
             return False
         with self._volume.snapshot() as reader:
             taken = packs.setting(reader, "index_snapshots")
             due = [
                 name for name in cold.rows(reader) if come(float(str(taken.get(name, 0))) + PERIOD_S, now_s, PERIOD_S)
             ]
+        self._not_before_s = now_s + LOOK_S
+        if due:
+            self._thread = threading.Thread(target=self._take, args=(due, now_s), name="index-snapshots", daemon=True)
+            self._thread.start()
+        return False
+
+    def settle(self) -> None:
+        """Wait for the one that is being taken."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.settle()
+
+    def _take(self, due: list[str], now_s: float) -> None:
         for name in due:
             try:
-                key = take(self._volume, name)
+                key = take(self._volume, name, ending=self._ending.is_set)
+                self._volume.mutate(partial(_note_taken, name=name, at_s=int(now_s)), frees=True)
             except StratumError as error:
+                if self._ending.is_set():
+                    return
                 log.warning("index_snapshot_failed", remote=name, error=error.message)
                 self._not_before_s = now_s + RETRY_S
                 continue
             log.info("index_snapshot_taken", remote=name, key=key)
-            taken = {**taken, name: int(now_s)}
-            self._volume.mutate(partial(_note_taken, taken=taken), frees=True)
-        if not due:
-            self._not_before_s = now_s + 60.0
-        return False
 
 
-def _note_taken(tx: MetadataTransaction, taken: dict[str, Any]) -> None:
-    tx.put(b"gindex_snapshots", pack_json(taken))
+def _note_taken(tx: MetadataTransaction, name: str, at_s: int) -> None:
+    tx.put(b"gindex_snapshots", pack_json({**packs.setting(tx, "index_snapshots"), name: at_s}))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stratum import backup, backup_remote, cold
+from stratum import backup, backup_remote, cold, cold_files
 from stratum.errors import InvalidArgument
 from stratum.volume import Volume
 from tests.support import make_volume, serving, stratum
@@ -91,8 +91,8 @@ def test_a_backup_goes_to_a_remote_and_comes_back_from_it_alone(tmp_path: Path) 
 
 
 def test_a_large_backup_is_sent_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cold, "MULTIPART_BYTES_MIN", 1)
-    monkeypatch.setattr(backup_remote, "PART_BYTES", 4096)
+    monkeypatch.setattr(cold_files, "MULTIPART_BYTES_MIN", 1)
+    monkeypatch.setattr(cold_files, "PART_BYTES", 4096)
     root = tmp_path / "volume"
     make_volume(root)
     (tmp_path / "remote").mkdir()

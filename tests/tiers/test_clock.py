@@ -35,6 +35,7 @@ class Clocks:
         self.wall_s += seconds
         self.ticking_s += seconds
         self.tierd.step()
+        self.tierd._snapshots.settle()
 
 
 def test_a_moment_that_a_clock_put_out_of_reach_has_come() -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import cold, cold_admin, files, fsck, objects
+from stratum import cold, cold_admin, cold_files, files, fsck, objects
 from stratum.buckets import get as get_bucket
-from stratum.errors import ForeignRemote, NotFound, StratumError
+from stratum.errors import Busy, ForeignRemote, NotFound, StratumError
 from stratum.files import Attributes
 from stratum.identity import Identities
 from stratum.listing import list_page
@@ -224,3 +224,36 @@ def test_a_damaged_pack_costs_only_what_it_holds(tmp_path: Path) -> None:
     with Volume(root, "test") as opened:
         assert len(picture(opened)) == 1
         assert fsck.check(opened) == []
+
+
+def test_a_snapshot_larger_than_a_part_goes_in_parts_and_comes_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cold_files, "MULTIPART_BYTES_MIN", 2 << 20)
+    monkeypatch.setattr(cold_files, "PART_BYTES", 1 << 20)
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        for number in range(40):
+            put(opened, f"stored/{number}", os.urandom(100_000), inline_max=200_000)
+        key = snapshots.take(opened, "archive")
+        _, remote = opened.cold.remote("archive")
+        assert remote.sealed.head(key).size > 3 << 20
+        found = dict(snapshots.parse(remote.sealed.get(key).pieces))
+        with opened.snapshot() as reader:
+            for table in (b"I", b"D"):
+                assert dict(reader.scan_prefix(table)) == {k: v for k, v in found.items() if k.startswith(table)}
+        whole = b"".join(remote.sealed.get(key).pieces)
+        assert dict(snapshots.parse(whole[at : at + 1] for at in range(len(whole)))) == found
+        for cut in (0, 1, len(whole) // 2, len(whole) - 1):
+            with pytest.raises(ValueError, match="cut off"):
+                list(snapshots.parse([whole[:cut]]))
+
+
+def test_a_snapshot_ends_with_the_volume(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", b"x" * 1000)
+        with pytest.raises(Busy):
+            snapshots.take(opened, "archive", ending=lambda: True)
+        taker = snapshots.IndexSnapshots(opened)
+        assert not taker.run()
+    assert taker._thread is not None
+    assert not taker._thread.is_alive()
