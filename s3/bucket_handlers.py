@@ -167,15 +167,17 @@ def _wanted_acl(context: Context, owner: str, *, for_object: bool) -> str:
         raise S3Error("MalformedACLError", "an ACL comes as x-amz-acl or as a body")
     root = parse(body, "AccessControlPolicy")
     found: set[tuple[str, str]] = set()
+    owner_keeps_all = False
     for grant in root.iterfind("AccessControlList/Grant"):
         permission, grantee = text(grant, "Permission"), grant.find("Grantee")
         if grantee is None or permission not in {"READ", "WRITE", "READ_ACP", "WRITE_ACP", "FULL_CONTROL"}:
             raise S3Error("MalformedACLError", "a Grant needs a Grantee and a Permission")
         uri, user_id = text(grantee, "URI"), text(grantee, "ID")
         if user_id == owner and permission == "FULL_CONTROL":
+            owner_keeps_all = True
             continue
         found.add((uri or f"user {user_id}", permission))
-    for acl in BUCKET_ACLS:
+    for acl in BUCKET_ACLS if owner_keeps_all else ():
         if found == set(_GRANTS[acl]):
             return acl
     raise not_implemented("an ACL whose grants are not those of a canned ACL")

@@ -109,14 +109,16 @@ def test_canned_acls(server: Server, bucket: str) -> None:
     policy = owner.get_bucket_acl(Bucket=bucket)
     owner.put_bucket_acl(Bucket=bucket, AccessControlPolicy={"Owner": policy["Owner"], "Grants": policy["Grants"][-1:]})
     assert len(owner.get_bucket_acl(Bucket=bucket)["Grants"]) == 1
+    without_owner = policy["Grants"][:-1]
     policy["Grants"][0]["Permission"] = "WRITE_ACP"
-    refused(
-        owner.put_bucket_acl,
-        501,
-        "NotImplemented",
-        Bucket=bucket,
-        AccessControlPolicy={"Owner": policy["Owner"], "Grants": policy["Grants"]},
-    )
+    for grants in (policy["Grants"], [], without_owner):
+        refused(
+            owner.put_bucket_acl,
+            501,
+            "NotImplemented",
+            Bucket=bucket,
+            AccessControlPolicy={"Owner": policy["Owner"], "Grants": grants},
+        )
 
 
 def test_the_operators_anonymous_switch(server: Server, bucket: str) -> None:
