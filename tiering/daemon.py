@@ -47,7 +47,8 @@ DISKS_TOLD_S = 10.0
 PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
-HELD_BY_A_LEAP_S = {"background": 60.0, "lifecycle": 3600.0, "condemned": 3600.0}
+HALF_BELIEVED_S = 60.0
+HELD_BY_A_LEAP_S = {"background": HALF_BELIEVED_S, "lifecycle": 3600.0, "condemned": 3600.0}
 """Steps that go by age, and what they wait after the clock leapt. What they do cannot be undone where it is an hour."""
 
 
@@ -67,6 +68,7 @@ class Tierd:
         self._gauge = gauge or Gauge(volume.segments.folders, volume.config)
         self._clock = clock
         self._monotonic = monotonic
+        self._believing_until_s = 0.0
         self._leaps = LeapWatch(clock(), monotonic(), CLOCK_JUMP_S)
         self._ending = threading.Event()
         self.mover = Mover(volume, ending=self._ending.is_set)
@@ -142,10 +144,11 @@ class Tierd:
 
     def _watch_clock(self) -> None:
         """A wall clock that leaps must not make every file look idle, or old enough to expire."""
-        if "background" in self._failing and self._monotonic() < self._failing["background"][0]:
+        if self._monotonic() < self._believing_until_s:
             return
         leap_s = self._leaps.leapt_s(self._clock(), self._monotonic())
         if leap_s:
+            self._believing_until_s = self._monotonic() + HALF_BELIEVED_S
             log.warning("clock_jumped", seconds=round(leap_s))
             for step, pause_s in HELD_BY_A_LEAP_S.items():
                 why = f"the clock leapt by {leap_s:.0f} seconds; what goes by age waits, in case it is set right again"

@@ -9,7 +9,7 @@ import pytest
 
 from stratum import buckets, lifecycle, packs
 from stratum.clocks import LeapWatch, come
-from stratum.errors import NoSuchKey
+from stratum.errors import NoSuchKey, TierUnavailable
 from stratum.lifecycle import Rule, When
 from stratum.schema import key_u64, pack_json
 from stratum.tier_rows import MoveRow
@@ -80,6 +80,23 @@ def test_nothing_expires_because_a_clock_leapt(tmp_path: Path) -> None:
             clocks.passes(3600)
         with pytest.raises(NoSuchKey):
             get(opened, "k")
+
+
+def test_nor_while_another_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", DATA)
+        expire_after_a_day(opened)
+        clocks = Clocks(opened)
+
+        def fail() -> bool:
+            raise TierUnavailable("nothing can be copied ahead")
+
+        monkeypatch.setattr(clocks.tierd, "_background", fail)
+        clocks.passes(1)
+        clocks.wall_s += DAYS_S
+        for _ in range(10):
+            clocks.passes(1)
+        assert get(opened, "k") == DATA
 
 
 def test_a_leap_that_stays_is_believed(tmp_path: Path) -> None:
