@@ -15,7 +15,6 @@ import venv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import boto3
 from moto.server import ThreadedMotoServer
 
 from tests.support import Server, stratum
@@ -85,18 +84,13 @@ def tiered_server(folder: Path) -> Iterator[Server]:
     credentials = folder / "remote.credentials"
     credentials.write_text("access_key = remote\nsecret_key = remote-secret\n")
     credentials.chmod(0o600)
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="remote",
-        aws_secret_access_key="remote-secret",
-    ).create_bucket(Bucket="archive")
     words: list[str | Path] = ["--ec", "2+1"]
     for number in range(3):
         words += ["--warm", folder / f"disk{number}"]
     server = Server(folder, settings={"lifecycle": {"debug_day_s": DAY_S}}, init_words=words)
-    where: list[str | Path] = ["--endpoint", endpoint, "--bucket", "archive", "--credentials", credentials]
+    where: list[str | Path] = [
+        "--endpoint", endpoint, "--bucket", "archive", "--create-bucket", "--credentials", credentials
+    ]  # fmt: skip
     stratum("cold", "add", server.root, "remote", *where)
     server.start()
     try:
