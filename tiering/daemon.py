@@ -122,7 +122,6 @@ class Tierd:
     def step(self) -> bool:
         """One round of everything; whether there is more to do at once."""
         self._beat()
-        self._watch_clock()
         busy = self._guarded("relief", self._relieve)
         self._publish()
         if self._paused():
@@ -163,7 +162,8 @@ class Tierd:
         return self._monotonic() - self._beaten_s
 
     def _guarded(self, name: str, work: Callable[[], bool]) -> bool:
-        """Run a step; one that failed waits a little before it is tried again."""
+        """Run a step; one that failed, or that the clock holds back, waits before it is tried again."""
+        self._watch_clock()  # before each: one of them may work for minutes, and the next goes by age
         if name in self._failing and self._monotonic() < self._failing[name][0]:
             return False
         try:

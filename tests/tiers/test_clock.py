@@ -99,6 +99,22 @@ def test_nor_while_another_step_fails(tmp_path: Path, monkeypatch: pytest.Monkey
         assert get(opened, "k") == DATA
 
 
+def test_nor_because_it_leapt_while_an_earlier_step_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step before the one that expires may move data for minutes."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", DATA)
+        expire_after_a_day(opened)
+        clocks = Clocks(opened)
+
+        def leap() -> bool:
+            clocks.wall_s += DAYS_S
+            return False
+
+        monkeypatch.setattr(clocks.tierd, "_background", leap)
+        clocks.passes(1)
+        assert get(opened, "k") == DATA
+
+
 def test_a_leap_that_stays_is_believed(tmp_path: Path) -> None:
     with Volume(make_tiered(tmp_path), "test") as opened:
         put(opened, "k", DATA)
