@@ -1,7 +1,8 @@
 """Following the change log: make the kernel forget what others changed, then say so.
 
 The rows of a change are announced before it is committed, so that they are there when the poke comes; a poke that confirms them spares
-reading the log.
+reading the log. A mount that sleeps when they come tells the kernel at once, while the disk works. If it has taken no request until the poke,
+the kernel cannot have asked for what was still the old state, and there is nothing left to do but to answer.
 
 The steps for a poke, in this order:
 1. A barrier through the trio loop. A handler that read an older state has replied when the barrier runs, so what it told the
@@ -19,6 +20,7 @@ import selectors
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -30,6 +32,8 @@ from stratum.log import get_logger
 from stratum.schema import ChangeRow, key_u64_u64, split_u64_u64
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stratum.fuse.operations import Operations
     from stratum.volume import Volume
 
@@ -51,6 +55,14 @@ class Idle(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002  trio calls it so
         self.now = False
+
+
+@dataclass(slots=True)
+class _Announced:
+    """Rows that may be committed. `told_at`: how many requests had been taken when the kernel was told of them; None if it was not."""
+
+    announcement: Announcement
+    told_at: int | None = None
 
 
 class Follower:
@@ -81,11 +93,11 @@ class Follower:
         self._following = threading.Lock()
         """Held while the kernel is being told."""
         self._loop_ended = threading.Event()
-        self._announced: dict[socket.socket, Announcement] = {}
+        self._announced: dict[socket.socket, _Announced] = {}
         self._owing: list[socket.socket] = []
         """Who asked and has no answer yet."""
         self._word = volume.session.applied_word()
-        self._committed: dict[int, list[bytes]] = {}
+        self._committed: dict[int, _Announced] = {}
         """Rows of the change log that writers have sent along, by transaction."""
 
     def start(self) -> None:
@@ -117,6 +129,7 @@ class Follower:
             while not self._ending:
                 ready = selector.select(IDLE_CHECK_S)
                 follows = not ready
+                announced: list[_Announced] = []
                 for key, _ in ready:
                     connection = key.fileobj
                     assert isinstance(connection, socket.socket)
@@ -135,34 +148,62 @@ class Follower:
                         connection.close()
                     elif connection is not self._wake_reader:
                         if len(message) > POKE.size:
-                            self._announced[connection] = Announcement.unpack(message)
+                            self._announced[connection] = _Announced(Announcement.unpack(message))
+                            announced.append(self._announced[connection])
                             continue
                         # An older program that is still running announces nothing, and its pokes are shorter.
                         self._confirm(connection, *POKE.unpack(message.ljust(POKE.size, b"\0")))
                         self._owing.append(connection)
                     follows = True
-                if not follows:
-                    continue
                 try:
                     with self._following:
                         if self._paused:
                             continue
-                        self._follow()
+                        if follows:  # first: somebody may wait for it
+                            self._follow()
+                        for one in announced:
+                            self._tell_early(one)
                 except Exception:
                     log.exception("change_log_not_followed")
 
     def _confirm(self, connection: socket.socket, transaction_id: int, number: int) -> None:
         """What was announced under this number is committed now. (Of one that was not, the transaction's id is used again.)"""
         announced = self._announced.pop(connection, None)
-        if announced is not None and (announced.transaction_id, announced.number) == (transaction_id, number):
-            self._committed[transaction_id] = announced.rows
+        if announced is None:
+            return
+        announcement = announced.announcement
+        if (announcement.transaction_id, announcement.number) == (transaction_id, number):
+            self._committed[transaction_id] = announced
+
+    def _tell_early(self, announced: _Announced) -> None:
+        """Before the commit, if no handler runs that may have seen the state before it and has not replied."""
+        session = self._operations.commits.session
+        if session is None:
+            return
+        # Read first: a request that is taken after the loop was seen asleep is then one more than these.
+        taken = session.taken
+        if session.is_waiting or not self._idle.now or self._loop_ended.is_set():
+            return
+        told = self._known(ChangeRow.unpack(raw) for raw in announced.announcement.rows)
+        if told:
+            _negotiate.forget(told, self._word, self._applied, [])
+        announced.told_at = taken
+
+    def _knows_since(self, announced: _Announced) -> bool:
+        """Whether the kernel may know again what it was told to forget of these rows, or was not told."""
+        session = self._operations.commits.session
+        return session is None or announced.told_at != session.taken
 
     def _follow(self) -> None:
         """From `applied` on: what has been announced if nothing came between, else the change log."""
-        rows = self._committed.pop(self._applied + 1, None)
-        if rows is not None:
-            self._barrier()
-            self._forget(rows, self._applied + 1)
+        announced = self._committed.pop(self._applied + 1, None)
+        if announced is not None:
+            rows = announced.announcement.rows
+            if self._knows_since(announced):
+                self._barrier()
+                self._forget(rows, self._applied + 1)
+            else:
+                self._forget(rows, self._applied + 1, told=[])
             if not self._committed:
                 return
         self._committed.clear()
@@ -198,34 +239,46 @@ class Follower:
         while not passed.wait(0.02) and not self._loop_ended.is_set():
             pass
 
-    def _forget(self, rows: list[bytes], applied: int | None = None) -> None:
-        """Make the kernel forget what others changed; then say that the log has been followed up to `applied`, if it has, and answer who asked."""
+    def _known(self, rows: Iterable[ChangeRow]) -> list[tuple[int, bytes, int]]:
+        """What the kernel may know of what others changed: directory, name in it and inode, each empty if it does not."""
         operations = self._operations
         known = operations.open_files.lookups
-        told: list[tuple[int, bytes, int]] = []
-        for raw in rows:
-            row = ChangeRow.unpack(raw)
+        told = []
+        for row in rows:
             if row.origin == self._volume.session.id:
                 continue
-            if row.orphan and not self._loop_ended.is_set():
-                self._token.run_sync_soon(self._orphaned, row.inode)
             parent = operations.kernel_number(row.parent) if row.parent in known or row.parent == operations.root else 0
             inode = operations.kernel_number(row.inode) if row.inode in known or row.inode == operations.root else 0
             name = mount_names.name_to_forget(row.entry) if parent and operations.names_cached else b""
             if parent or inode:
                 told.append((parent, name, inode))
+        return told
+
+    def _forget(
+        self, raw_rows: list[bytes], applied: int | None = None, told: list[tuple[int, bytes, int]] | None = None
+    ) -> None:
+        """Make the kernel forget what others changed; then say that the log has been followed up to `applied`, if it has, and answer who asked.
+
+        `told`: what is to be forgotten, if that is not all.
+        """
+        rows = [ChangeRow.unpack(raw) for raw in raw_rows]
+        if told is None:
+            told = self._known(rows)
         while len(told) > TOLD_AT_ONCE or (told and applied is None):
             _negotiate.forget(told[:TOLD_AT_ONCE], self._word, self._applied, [])
             told = told[TOLD_AT_ONCE:]
-        if applied is None:
-            return
-        answers, later = self._owing[:TOLD_AT_ONCE], self._owing[TOLD_AT_ONCE:]
-        _negotiate.forget(told, self._word, applied, [connection.fileno() for connection in answers])
-        self._applied = applied
-        self._owing = []
-        for connection in later:
-            with suppress(OSError):
-                connection.send(ANSWER.pack(applied))
+        if applied is not None:
+            answers, later = self._owing[:TOLD_AT_ONCE], self._owing[TOLD_AT_ONCE:]
+            _negotiate.forget(told, self._word, applied, [connection.fileno() for connection in answers])
+            self._applied = applied
+            self._owing = []
+            for connection in later:
+                with suppress(OSError):
+                    connection.send(ANSWER.pack(applied))
+        for row in rows:
+            if row.orphan and row.origin != self._volume.session.id and not self._loop_ended.is_set():
+                with suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._orphaned, row.inode)
 
     def _orphaned(self, number: int) -> None:
         """In the trio loop: S3 took an inode's last name; hold it only while it is open here."""

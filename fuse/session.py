@@ -54,6 +54,8 @@ class Session:
         """`init`: the kernel's first message, if another program has answered it already (`takeover.py`)."""
         self._init = init
         self._taken: Coroutine[Any, Any, None] | None = None
+        self.taken = 0
+        """Requests so far whose answers may teach the kernel something. Counted before their handlers begin."""
         self._stand_by: list[trio.lowlevel.Task] = []
         self._tasks = 1
         self._tasks_max = 0
@@ -83,6 +85,11 @@ class Session:
         self._resumed = None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a handler has begun and waits for something."""
+        return self._waiting > 0
+
+    @property
     def is_alone(self) -> bool:
         """Whether a handler that has not waited for anything yet is being run, and no other one waits."""
         return self._starting and not self._waiting
@@ -103,6 +110,7 @@ class Session:
         """pyfuse3 hands over a handler's coroutine in a variable of its own, which only its loop can see."""
 
         def take(*arguments: Any) -> None:
+            self.taken += 1
             self._taken = real(*arguments)
 
         return take

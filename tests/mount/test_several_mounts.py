@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from stratum import acknowledge, buckets, objects
 from stratum.processes import raise_descriptor_limit
 from stratum.schema import ChangeRow, unpack_json
 from stratum.volume import Volume
+from tests.appliance.test_admin import scrape, value
 from tests.support import put, serving, stratum
 
 if TYPE_CHECKING:
@@ -158,6 +160,40 @@ def test_an_announcement_of_what_was_never_committed_is_not_believed(
                 monkeypatch.setattr(acknowledge, "ANNOUNCED_ROWS_MAX", 16 * (number % 2))
             put(volume, "k", b"%d" % number, bucket="announced")
             assert key.read_bytes() == b"%d" % number
+
+
+def test_what_the_kernel_was_told_early_and_asked_for_again_is_told_again(
+    plain: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount that sleeps tells the kernel before the commit. Whoever asks in between puts the old state back into its cache."""
+    plain.client().create_bucket(Bucket="early")
+
+    def lookups() -> float:
+        return value(scrape(plain), "stratum_fuse_requests_total", operation="lookup")
+
+    with mounting(plain, tmp_path / "a") as mount, Volume(plain.root, "test") as volume:
+        key = mount / "early" / "k"
+        announce = volume.committer._announce
+        asks = False
+
+        def announce_and_look(transaction_id: int, rows: list[bytes]) -> None:
+            announce(transaction_id, rows)
+            before = lookups()
+            for _ in range(100 if asks else 0):
+                key.stat()
+                if lookups() > before:
+                    break
+                time.sleep(0.01)
+            else:
+                assert not asks, "the kernel was not told before the commit"
+            assert not asks or key.read_bytes() == b"%d" % (number - 1)
+
+        monkeypatch.setattr(volume.committer, "_announce", announce_and_look)
+        for number in range(12):
+            asks = number > 1 and number % 2 == 0
+            put(volume, "k", b"%d" % number, bucket="early")
+            assert key.read_bytes() == b"%d" % number
+            assert key.stat().st_size == len(b"%d" % number)
 
 
 def test_a_poke_of_an_older_program_is_answered(plain: Server, tmp_path: Path) -> None:
