@@ -92,7 +92,7 @@ class PackRow:
 
     Warm: shard number i of `k` + `m` lies on disk `disks[i]` (0: it could not be written), its data behind `head_bytes`. Cold: `remote` names the ColdRow,
     `key` the object, which is the pack and behind it a description. `digest` is the SHA-256 of the pack. `due_s` is when the
-    bytes of a condemned pack may go. `intent` lists [extent, generation, offset, length] while it is COPYING.
+    bytes of a condemned pack may go, 0 at once. `intent` lists [extent, generation, offset, length] while it is COPYING.
     """
 
     tier: int

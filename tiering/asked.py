@@ -5,6 +5,7 @@ Rows `m` + inode (`MoveRow`). One that cannot be done stays, says why, and is tr
 
 from __future__ import annotations
 
+import itertools
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from stratum.tiering import files, records
 from stratum.tiering.policy import Settings, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stratum.tiering.mover import Mover
     from stratum.tiering.policy import Surroundings
@@ -40,15 +41,9 @@ class Asked:
         self._clock = clock
 
     def run(self, level: str) -> bool:
-        """Some of what is due, grouped by where it goes; whether there is more. `level` is that of the hot disks."""
+        """Some of what is due, grouped by where it goes; whether there is more. `level` is that of the hot disks. Raises what the mover does."""
         with self._volume.snapshot() as reader:
-            rows = [(unpack_u64(key[1:])[0], MoveRow.decode(raw)) for key, raw in reader.scan(*prefix_range(b"m"))]
-            now_s = self._clock()
-            due = [
-                (number, row)
-                for number, row in rows
-                if row.state != "failed" and come(row.not_before_s, now_s, RETRY_S_MAX)
-            ][:AT_ONCE]
+            due = list(itertools.islice(self._due(reader), AT_ONCE))
             directories = [
                 number for number, _ in due if reader.has_inode(number) and reader.inode(number).kind == Kind.DIRECTORY
             ]
@@ -68,6 +63,18 @@ class Asked:
                 self._carry_out(numbers, Tier(target), cause, dict(due))
         return bool(due) and len(due) == AT_ONCE
 
+    def waits(self) -> bool:
+        """Whether anything is due."""
+        with self._volume.snapshot() as reader:
+            return next(self._due(reader), None) is not None
+
+    def _due(self, reader: InodeReader) -> Iterator[tuple[int, MoveRow]]:
+        now_s = self._clock()
+        for key, raw in reader.scan(*prefix_range(b"m")):
+            row = MoveRow.decode(raw)
+            if row.state != "failed" and come(row.not_before_s, now_s, RETRY_S_MAX):
+                yield unpack_u64(key[1:])[0], row
+
     def _wanted(self, number: int, around: Surroundings) -> int:
         """What the policy says of a file that somebody wants looked at; 0 for nothing."""
         with self._volume.snapshot() as reader:
@@ -77,36 +84,43 @@ class Asked:
 
     def _ask_below(self, directory: int) -> None:
         """A directory's hint changed: every file below it is looked at."""
-        pending, found = [directory], []
-        with self._volume.snapshot() as reader:
-            while pending:
-                number = pending.pop()
-                for _, dentry in tree.scan_dentries(reader, number):
-                    if dentry.kind == Kind.DIRECTORY:
-                        pending.append(dentry.inode)
-                    elif dentry.kind == Kind.FILE:
-                        found.append(dentry.inode)
 
         def ask(tx: MetadataTransaction, batch: list[int]) -> None:
             for number in batch:
                 if tx.get(key_u64(b"m", number)) is None:
                     hints.ask(tx, number, MoveRow(0, "hint", tx.now_ns))
 
-        for at in range(0, len(found), AT_ONCE):
-            batch = found[at : at + AT_ONCE]
-            self._volume.mutate(partial(ask, batch=batch), frees=True)
+        pending = [(directory, b"")]
+        while pending:
+            number, after = pending.pop()
+            with self._volume.snapshot() as reader:
+                rows = itertools.islice(tree.scan_dentries(reader, number, after), AT_ONCE)
+                page = [(entry, dentry) for entry, dentry in rows if entry > after or not after]
+            if page:
+                pending.append((number, page[-1][0]))
+            pending += [(dentry.inode, b"") for _, dentry in page if dentry.kind == Kind.DIRECTORY]
+            found = [dentry.inode for _, dentry in page if dentry.kind == Kind.FILE]
+            if found:
+                self._volume.mutate(partial(ask, batch=found), frees=True)
+            self._mover.pressing()  # a sign of life; a walk that began anew each time would never end
         self._volume.mutate(lambda tx: tx.delete(key_u64(b"m", directory)), frees=True)
 
     def _carry_out(self, numbers: list[int], target: Tier, cause: str, rows: dict[int, MoveRow]) -> None:
-        try:
-            # What a user asked for goes even if it is little, and shared extents stay only where a pin holds them.
-            outcome = self._mover.move(numbers, target, cause=cause, alone=True, stays=self._pinned_hot)
-        except (TierUnavailable, NoSpace) as error:
-            self._answer(numbers, rows, dict.fromkeys(numbers, error.message))
-            raise
-        while target != Tier.HOT and housekeeping.give_back(self._volume):
-            pass
-        self._answer(numbers, rows, outcome.failed or {})
+        """Raises what the mover does; what is done by then is answered."""
+        left = set(numbers)
+        for at, batch in enumerate(self._mover.batches(numbers)):
+            if at:
+                self._mover.make_room()
+            try:
+                # What a user asked for goes even if it is little, and shared extents stay only where a pin holds them.
+                outcome = self._mover.move(batch, target, cause=cause, alone=True, stays=self._pinned_hot)
+            except (TierUnavailable, NoSpace) as error:
+                self._answer(sorted(left), rows, dict.fromkeys(left, error.message))
+                raise
+            while target != Tier.HOT and housekeeping.give_back(self._volume):
+                pass
+            self._answer(batch, rows, outcome.failed)
+            left -= set(batch)
 
     def _pinned_hot(self, reader: InodeReader, number: int) -> bool:
         item = files.known(reader, number, self._settings, self._clock())

@@ -1,7 +1,8 @@
 """`stratum tierd`: the process that moves, heals and expires.
 
 One step at a time, the pressing first: relief of full disks, moves that were asked for, repair, then everything that can wait.
-No step is long, so that a disk that fills is noticed while other work goes on.
+No step holds up what is more pressing: between two packs, or two pages of a walk, it asks whether a disk fills, a move is asked for or the end has
+come. Then it stops where it is, and goes on when its turn comes again.
 
 Invariants
 * It holds `mover.exclusive` while it works; a second one waits.
@@ -20,12 +21,12 @@ from stratum.errors import Busy, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import ExtentRow, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
 from stratum.tier_rows import AccessRow, Tier
-from stratum.tiering import files
+from stratum.tiering import files, leftovers
 from stratum.tiering.asked import Asked
 from stratum.tiering.drain import Drainer
 from stratum.tiering.heal import Healer
 from stratum.tiering.lifecycle import LifecycleRunner, Restorer
-from stratum.tiering.mover import Mover, exclusive
+from stratum.tiering.mover import Mover, Preempted, exclusive
 from stratum.tiering.policy import Settings, decide, relief_order
 from stratum.tiering.pressure import Gauge
 from stratum.tiering.snapshots import IndexSnapshots
@@ -48,7 +49,7 @@ PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
 HALF_BELIEVED_S = 60.0
-HELD_BY_A_LEAP_S = {"background": HALF_BELIEVED_S, "lifecycle": 3600.0, "condemned": 3600.0}
+HELD_BY_A_LEAP_S = {"background": HALF_BELIEVED_S, "lifecycle": 3600.0, "graces": 3600.0}
 """Steps that go by age, and what they wait after the clock leapt. What they do cannot be undone where it is an hour."""
 
 
@@ -71,9 +72,10 @@ class Tierd:
         self._believing_until_s = 0.0
         self._leaps = LeapWatch(clock(), monotonic(), CLOCK_JUMP_S)
         self._ending = threading.Event()
-        self.mover = Mover(volume, ending=self._ending.is_set)
+        self._step = ""
+        self.mover = Mover(volume, pressing=self._pressing)
         self._healer = Healer(volume, self.mover, clock=clock)
-        self._lifecycle = LifecycleRunner(volume, clock=clock)
+        self._lifecycle = LifecycleRunner(volume, pressing=self._pressing, clock=clock)
         self._restorer = Restorer(volume, self.mover, clock=clock)
         self._drainer = Drainer(volume, self.mover)
         self._asked = Asked(volume, self.mover, clock=clock)
@@ -97,7 +99,7 @@ class Tierd:
             try:
                 with exclusive(self._volume):
                     log.info("moving_begins")
-                    self.mover.recover()
+                    leftovers.recover(self.mover)
                     while not self._ending.is_set():
                         busy = self.step()
                         if self._volume.failed is not None:
@@ -130,16 +132,28 @@ class Tierd:
         for name, work in (
             ("asked", self._answer_asked), ("repair", self._healer.repair), ("background", self._background), ("lifecycle", self._lifecycle.run),
             ("restores", self._restorer.run),
-            ("condemned", self._remove_condemned), ("drains", self._drainer.run), ("scrub", self._healer.scrub), ("compact", self._compact),
+            ("condemned", self._remove_condemned), ("graces", self._end_graces), ("drains", self._drainer.run), ("scrub", self._healer.scrub), ("compact", self._compact),
             ("snapshot", self._snapshots.run),
         ):  # fmt: skip
             if self._ending.is_set():
                 return False
             self._beat()
             busy = self._guarded(name, work) or busy
-            if name != "asked" and self._gauge_is_high():
-                return True
-        return busy
+            if name != "asked" and (self._gauge_is_high() or self._asked_waits()):
+                return not self._ending.is_set()
+        return busy and not self._ending.is_set()
+
+    def _pressing(self) -> bool:
+        """Whether the step at hand should stop where it is."""
+        self._beat()
+        if self._ending.is_set():
+            return True
+        if self._step == "relief":
+            return False
+        return self._gauge_is_high() or (self._step != "asked" and self._asked_waits())
+
+    def _asked_waits(self) -> bool:
+        return "asked" not in self._failing and self._asked.waits()
 
     def _watch_clock(self) -> None:
         """A wall clock that leaps must not make every file look idle, or old enough to expire."""
@@ -166,8 +180,11 @@ class Tierd:
         self._watch_clock()  # before each: one of them may work for minutes, and the next goes by age
         if name in self._failing and self._monotonic() < self._failing[name][0]:
             return False
+        self._step = name
         try:
             found = work()
+        except Preempted:
+            return True
         except (StratumError, OSError) as error:
             why = getattr(error, "message", str(error))
             log.warning("step_failed", step=name, error=why)
@@ -385,13 +402,17 @@ class Tierd:
         return self._asked.run(self.level)
 
     def _remove_condemned(self) -> bool:
-        return self.mover.remove_condemned() > 0
+        return leftovers.remove_condemned(self.mover) > 0
+
+    def _end_graces(self) -> bool:
+        """What was given up in a remote is kept for a while, for those who restore metadata that still point there."""
+        return leftovers.remove_condemned(self.mover, self._clock()) > 0
 
     def _compact(self) -> bool:
         if self._monotonic() - self._compacted_s < COMPACT_S:
             return False
         self._compacted_s = self._monotonic()
-        return self.mover.compact() > 0
+        return leftovers.compact(self.mover) > 0
 
 
 def plan(volume: Volume, level: str, horizon_s: float) -> list[dict[str, Any]]:

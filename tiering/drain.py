@@ -36,7 +36,9 @@ class Drainer:
                 for number, row in packs.scan(reader)
                 if (row.remote in leaving or row.tier == drained) and row.state == VALID
             ][:PACKS_AT_ONCE]
-        for tier, extents in found:
+        for at, (tier, extents) in enumerate(found):
+            if at:
+                self._mover.make_room()
             if tier == Tier.COLD and drained != Tier.COLD and self._volume.cold.available() is not None:
                 self._mover.copy(extents, Tier.COLD, again=True, alone=True)
             else:

@@ -44,6 +44,7 @@ REPAIRS_AT_ONCE = 8
 RETRY_S = 30.0
 PHASES = ("hot", "warm", "cold")
 UNHEALED_MAX = 100
+STEP_S_MAX = 1.0
 
 
 class Healer:
@@ -59,11 +60,13 @@ class Healer:
     # -- repair -------------------------------------------------------------------------------------------------------
 
     def repair(self) -> bool:
-        """Heal some packs of the queue; whether more are due."""
+        """Heal some packs of the queue; whether more are due. Raises `Preempted`."""
         due = self._due()
         self._leaving.look(idle=not due)
         due = due or self._due()
-        for number, why in due[:REPAIRS_AT_ONCE]:
+        for at, (number, why) in enumerate(due[:REPAIRS_AT_ONCE]):
+            if at:
+                self._mover.make_room()
             try:
                 error = self.heal_pack(number)
             except (StratumError, OSError) as failure:
@@ -266,8 +269,9 @@ class Scrub:
         self._state = state
 
     def go_on(self, budget: int) -> None:
-        """Read about `budget` bytes further, then note how far."""
+        """Read about `budget` bytes further, less if something else comes first, then note how far."""
         left = budget
+        until = time.monotonic() + STEP_S_MAX
         while left > 0 and self._state["state"] == "running":
             phase = str(self._state["phase"])
             read = {"hot": self._hot, "warm": self._warm, "cold": self._cold}[phase]()
@@ -276,6 +280,9 @@ class Scrub:
             else:
                 left -= read
                 self._state["read_bytes"] += read
+                # A remote that answers slowly is asked thousands of times for what a disk would read in a second.
+                if time.monotonic() > until or self._mover.pressing():
+                    break
 
         def note(tx: MetadataTransaction) -> None:
             current = packs.setting(tx, "scrub").get("state")

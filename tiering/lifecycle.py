@@ -7,6 +7,7 @@ object that changed meanwhile is left alone. Expiration depends on age alone, ne
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from stratum.tier_rows import TIER_OF_CLASS, MoveRow, RestoreRow, Tier
 from stratum.tiering.mover import hottest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from stratum.lifecycle import Rule
     from stratum.schema import BucketRow, Inode
@@ -43,38 +44,69 @@ def _tags(reader: InodeReader, inode: Inode | None) -> dict[str, str]:
     return {} if inode is None else objects.metadata_of(reader, inode).tags
 
 
-class LifecycleRunner:
-    """Part of `Tierd`. `clock` is wall time."""
+Check = Callable[["InodeReader"], "BucketRow | None"]
 
-    def __init__(self, volume: Volume, *, clock: Callable[[], float] = time.time) -> None:
+
+def _bucket_of(reader: InodeReader, name: str, row: BucketRow, rules: list[Rule]) -> BucketRow | None:
+    """The bucket, if it is still the one that was looked at and has the rules it had. Raises `NoSuchBucket`."""
+    found = buckets.get(reader, name)
+    return found if found.inode == row.inode and lifecycle.get(reader, row.inode) == rules else None
+
+
+class LifecycleRunner:
+    """Part of `Tierd`. `clock` is wall time, `pressing` whether something else should be done first."""
+
+    def __init__(
+        self, volume: Volume, *, pressing: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.time
+    ) -> None:
         self._volume = volume
+        self._pressing = pressing
         self._clock = clock
+        self._pass: Iterator[None] | None = None
+        """One that made room for something else, and goes on."""
         self._day_s = volume.config.lifecycle_debug_day_s
         self._every_s = min(self._day_s / 4, 1.0) if self._day_s else LOOK_S_MAX
         self._next_s = 0.0
 
     def run(self) -> bool:
-        """A pass over the buckets with rules, if one is due."""
-        now_s = self._clock()
-        if not come(self._next_s, now_s, self._every_s):
-            return False
-        self._next_s = now_s + self._every_s
+        """A pass over the buckets with rules, if one is due or has begun; whether there is more of it."""
+        if self._pass is None:
+            now_s = self._clock()
+            if not come(self._next_s, now_s, self._every_s):
+                return False
+            self._next_s = now_s + self._every_s
+            self._pass = self._everything(now_s)
+        try:
+            for _ in self._pass:
+                if self._pressing():
+                    return True
+        except BaseException:
+            self._pass = None
+            raise
+        self._pass = None
+        return False
+
+    def _everything(self, now_s: float) -> Iterator[None]:
+        """Stops after each page of a bucket."""
         with self._volume.snapshot() as reader:
             found = [(name, row, lifecycle.get(reader, row.inode)) for name, row in buckets.scan(reader)]
         for name, row, rules in found:
-            enabled = [rule for rule in rules if rule.enabled]
-            if enabled and not row.snapshot_of:
+            if any(rule.enabled for rule in rules) and not row.snapshot_of:
                 try:
-                    self._walk(name, row, enabled, now_s)
-                    self._abort(name, row, enabled, now_s)
+                    yield from self._walk(name, row, rules, now_s)
+                    self._abort(name, row, [rule for rule in rules if rule.enabled], now_s)
                 except (NoSuchBucket, ReadOnlyBucket):
                     continue
-        return False
 
-    def _walk(self, name: str, row: BucketRow, rules: list[Rule], now_s: float) -> None:
+    def _walk(self, name: str, row: BucketRow, every_rule: list[Rule], now_s: float) -> Iterator[None]:
+        """Ends early if the rules are others meanwhile: it may have made room for hours."""
         after = b""
+        rules = [rule for rule in every_rule if rule.enabled]
+        check = partial(_bucket_of, name=name, row=row, rules=every_rule)
         while True:
             with self._volume.snapshot() as reader:
+                if check(reader) is None:
+                    return
                 page = listing.list_page(reader, row, after=after, limit=PAGE)
                 tags = (
                     {key: _tags(reader, tree.find_object(reader, row, key)) for key, _, _, _ in page.objects}
@@ -92,16 +124,21 @@ class LifecycleRunner:
                 if wanted is not None:
                     moved.append((key, etag, *wanted))
             if expired:
-                self._volume.mutate(partial(self._expire, name=name, batch=expired, tags=tags), frees=True)
+                self._volume.mutate(partial(self._expire, name=name, check=check, batch=expired, tags=tags), frees=True)
             if moved:
-                self._volume.mutate(partial(self._transition, name=name, batch=moved, tags=tags), frees=True)
+                self._volume.mutate(partial(self._transition, check=check, batch=moved, tags=tags), frees=True)
             if not page.truncated:
                 return
+            yield
             after = page.last
 
     @staticmethod
-    def _expire(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str]], tags: Tags) -> None:
-        bucket = buckets.get(tx, name)
+    def _expire(
+        tx: MetadataTransaction, name: str, check: Check, batch: list[tuple[bytes, str, str]], tags: Tags
+    ) -> None:
+        bucket = check(tx)
+        if bucket is None:
+            return
         for key, etag, rule in batch:
             inode = tree.find_object(tx, bucket, key)
             if inode is None or (key in tags and _tags(tx, inode) != tags[key]):
@@ -111,8 +148,12 @@ class LifecycleRunner:
                 log.info("expired", bucket=name, key=key.decode("utf-8", "replace"), rule=rule)
 
     @staticmethod
-    def _transition(tx: MetadataTransaction, name: str, batch: list[tuple[bytes, str, str, str]], tags: Tags) -> None:
-        bucket = buckets.get(tx, name)
+    def _transition(
+        tx: MetadataTransaction, check: Check, batch: list[tuple[bytes, str, str, str]], tags: Tags
+    ) -> None:
+        bucket = check(tx)
+        if bucket is None:
+            return
         for key, etag, storage_class, rule in batch:
             inode = tree.find_object(tx, bucket, key)
             if inode is None or inode.kind != Kind.FILE or inode.etag_text != etag or not inode.size:
@@ -160,9 +201,12 @@ class Restorer:
         self._day_s = volume.config.lifecycle_debug_day_s or lifecycle.DAY_S
 
     def run(self) -> bool:
+        """Raises `Preempted`."""
         with self._volume.snapshot() as reader:
             rows = [(unpack_u64(key[1:])[0], RestoreRow.decode(raw)) for key, raw in reader.scan(*prefix_range(b"t"))]
-        for number, row in rows:
+        for at, (number, row) in enumerate(rows):
+            if at:
+                self._mover.make_room()
             if row.state == "ongoing":
                 self._bring(number, row)
             elif row.expires_s and row.expires_s <= self._clock():

@@ -9,6 +9,9 @@ A copy goes through six steps, with a boundary between them where it may be inte
   freed      in another one the extent gives up its hotter bytes, if a good copy is there
 Copy and free are separate: what was copied ahead frees its hot bytes by the last step alone.
 
+Between two packs, or two extents that come back, the mover makes room for what is more pressing: it raises `Preempted`, and whoever called it
+is called again later. What has its copy by then is not copied again.
+
 Invariants
 * One mover a volume: it holds the flock of `meta/tiering.lock`.
 * Nothing is freed unless, in the same transaction, another good copy is there (packs.free_hot, packs.release).
@@ -23,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +50,15 @@ if TYPE_CHECKING:
 log = get_logger("mover")
 PACK_BYTES = 64 * 1024 * 1024
 FILES_AT_ONCE = 512
+BATCH_BYTES = 256 * 1024 * 1024
+"""Files that are moved together, unless one alone is larger: none of them frees anything before all are copied."""
 FREED_AT_ONCE = 256
 ALONE_BYTES_MIN = 128 * 1024
 """Less than this is not sent to a remote by itself: it would cost more to keep as an object than it is worth."""
+
+
+class Preempted(Exception):
+    """Something else comes first. No error: only the loop of the daemon catches it, and the work is begun again where it was."""
 
 
 @contextmanager
@@ -77,7 +86,9 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Member:
+class Member:
+    """An extent that goes into a pack."""
+
     extent: int
     generation: int
     length: int
@@ -107,11 +118,17 @@ def _holds(leaving: set[int], stays: Stays | None) -> Holds | None:
 class Mover:
     """Moves extents and files. Not thread-safe; the caller holds `exclusive`."""
 
-    def __init__(self, volume: Volume, *, ending: Callable[[], bool] = lambda: False) -> None:
-        self._volume = volume
-        self._ending = ending
+    def __init__(self, volume: Volume, *, pressing: Callable[[], bool] = lambda: False) -> None:
+        """`pressing`: whether something else should be done first. Asked often; each time is a sign of life."""
+        self.volume = volume
+        self.pressing = pressing
         self._pace = Bucket(volume.config.tiering_moved_bytes_per_s_max, clock=time.monotonic, pause=time.sleep)
         self.moved_bytes: Counter[str] = Counter()
+
+    def make_room(self) -> None:
+        """Raises `Preempted`. Called when something has been done since the caller was called, so that all work goes on."""
+        if self.pressing():
+            raise Preempted
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -121,14 +138,15 @@ class Mover:
         """Give each extent a verified copy in a tier; those that have one are left, unless they are to be written `again`.
 
         What is too little to be sent alone is left too, unless `alone`. How many bytes were copied. Raises `TierUnavailable`,
-        `ForeignRemote` or `DataDamaged`.
+        `ForeignRemote`, `DataDamaged` or `Preempted`.
         """
         copied = 0
-        waiting: list[_Member] = []
+        waiting: list[Member] = []
         size = 0
         for member in self._missing(extents, tier, again=again):
             if waiting and size + member.length > PACK_BYTES:
                 copied += self._write_pack(waiting, tier, remote)
+                self.make_room()
                 waiting, size = [], 0
             waiting.append(member)
             size += member.length
@@ -136,27 +154,27 @@ class Mover:
             copied += self._write_pack(waiting, tier, remote)
         return copied
 
-    def _missing(self, extents: Iterable[int], tier: Tier, *, again: bool) -> Iterator[_Member]:
+    def _missing(self, extents: Iterable[int], tier: Tier, *, again: bool) -> Iterator[Member]:
         for number in dict.fromkeys(extents):
-            with self._volume.snapshot() as reader:
+            with self.volume.snapshot() as reader:
                 if reader.get(key_u64(b"X", number)) is None:
                     continue
                 row, _ = reader.extent(number)
                 if not row.references or (not again and reader.get(packs.copy_key(number, tier)) is not None):
                     continue
-                member = _Member(number, row.generation, row.length)
+                member = Member(number, row.generation, row.length)
             yield member
 
-    def _write_pack(self, members: list[_Member], tier: Tier, remote: str = "") -> int:
+    def _write_pack(self, members: list[Member], tier: Tier, remote: str = "") -> int:
         """One pack through all its steps. How many bytes it holds."""
-        volume = self._volume
+        volume = self.volume
         number = volume.new_id()
         intent: list[list[int]] = []
         pieces: list[bytes] = []
         at = 0
         for member in members:
             intent.append([member.extent, member.generation, at, member.length])
-            pieces.append(self._read(member))
+            pieces.append(self.read(member))
             at += member.length
         data = b"".join(pieces)
         row = PackRow(
@@ -178,25 +196,25 @@ class Mover:
         boundary("mover.planned")
         volume.mutate(lambda tx: packs.put(tx, number, row), frees=True)
         boundary("mover.intended")
-        self._finish_pack(number, row, data)
+        self.finish_pack(number, row, data)
         return len(data)
 
-    def _read(self, member: _Member) -> bytes:
+    def read(self, member: Member) -> bytes:
         """All of an extent, verified."""
         pieces = []
         at = 0
         while at < member.length:
             piece = content.read_extent(
-                self._volume, member.extent, at, min(at + content.READ_BYTES, member.length), wanted_stop=member.length
+                self.volume, member.extent, at, min(at + content.READ_BYTES, member.length), wanted_stop=member.length
             )
             pieces.append(piece)
             at += len(piece)
         self._pace.take(member.length)
         return b"".join(pieces)
 
-    def _finish_pack(self, number: int, row: PackRow, data: bytes) -> None:
+    def finish_pack(self, number: int, row: PackRow, data: bytes) -> None:
         """From intended to published. On failure the pack is condemned, and what was there before stays as it was."""
-        volume = self._volume
+        volume = self.volume
         try:
             self._send(number, row, data)
             boundary("mover.copied")
@@ -223,7 +241,7 @@ class Mover:
         boundary("mover.published")
 
     def _send(self, number: int, row: PackRow, data: bytes) -> None:
-        volume = self._volume
+        volume = self.volume
         members = [(extent, offset, length) for extent, _, offset, length in row.intent]
         if row.tier == Tier.WARM:
             volume.warm.write(number, row, data, members)
@@ -246,7 +264,7 @@ class Mover:
         volume.cold.write(row, data, told, began)
 
     def _grace_s(self, tier: int) -> float:
-        return self._volume.config.cold_delete_after_s if tier == Tier.COLD else 0.0
+        return self.volume.config.cold_delete_after_s if tier == Tier.COLD else 0.0
 
     # -- frees --------------------------------------------------------------------------------------------------------
 
@@ -271,7 +289,7 @@ class Mover:
                     total += packs.free_hot(tx, number, tx.extent(number)[0].generation)
                 return total
 
-            freed += self._volume.mutate(free, frees=True)
+            freed += self.volume.mutate(free, frees=True)
         boundary("mover.freed")
         return freed
 
@@ -280,17 +298,19 @@ class Mover:
     def promote(self, extents: Iterable[int]) -> int:
         """Bring extents to the hot tier; their copies elsewhere stay, so that the way out is free. Bytes brought.
 
-        Raises `NoSpace`, `StorageFailed`, `TierUnavailable`, `NeedsRestore` or `DataDamaged`; what came before stays.
+        Raises `NoSpace`, `StorageFailed`, `TierUnavailable`, `NeedsRestore`, `DataDamaged` or `Preempted`; what came before stays.
         """
         brought = 0
         for number in dict.fromkeys(extents):
-            with self._volume.snapshot() as reader:
+            if brought:
+                self.make_room()
+            with self.volume.snapshot() as reader:
                 if reader.get(key_u64(b"X", number)) is None:
                     continue
                 row, checksums = reader.extent(number)
             if row.segment != ELSEWHERE_SEGMENT or not row.references:
                 continue
-            data = self._read(_Member(number, row.generation, row.length))
+            data = self.read(Member(number, row.generation, row.length))
             if self.write_hot(number, row.generation, data, checksums):
                 brought += len(data)
             boundary("promote.placed")
@@ -316,13 +336,13 @@ class Mover:
             tx.count_in_segment(prepared)
             return True
 
-        with self._volume.segments.writer(len(data), hot_only=True) as writer:
+        with self.volume.segments.writer(len(data), hot_only=True) as writer:
             writer.write(data)
             prepared = writer.finish()[0]
             assert prepared.checksums == checksums, "verified bytes have the extent's checksums"
             boundary("promote.written")
             writer.committing()
-            placed = self._volume.mutate(place)
+            placed = self.volume.mutate(place)
             if placed:
                 writer.keep()
             else:
@@ -344,12 +364,12 @@ class Mover:
         """Bring whole files to a tier and free what they leave. Files that cannot go are in `failed`, and stay as they were.
 
         `stays` says of another file that shares extents with these whether they must stay where they are for its sake.
-        Raises `TierUnavailable`, `ForeignRemote` or `NoSpace` if nothing more can go there now.
+        Raises `TierUnavailable`, `ForeignRemote` or `NoSpace` if nothing more can go there now, and `Preempted`.
         """
         outcome = Outcome()
-        numbers = list(dict.fromkeys(inodes))
-        for at in range(0, len(numbers), FILES_AT_ONCE):
-            batch = numbers[at : at + FILES_AT_ONCE]
+        for at, batch in enumerate(self.batches(inodes)):
+            if at:
+                self.make_room()
             extents = {number: found for number in batch if (found := self._extents(number, tier, outcome)) is not None}
             everything = [extent for found in extents.values() for extent in found]
             if tier == Tier.HOT:
@@ -362,9 +382,22 @@ class Mover:
                 leaving = [extent for found in extents.values() for extent in found]
                 outcome.freed_bytes += self.free_above(leaving, tier, _holds(set(batch), stays))
             self._settle(extents, tier, cause, inputs or {}, outcome)
-            if self._ending():
-                break
         return outcome
+
+    def batches(self, inodes: Iterable[int]) -> Iterator[list[int]]:
+        """Files that are moved together."""
+        batch: list[int] = []
+        size = 0
+        with self.volume.snapshot() as reader:
+            lengths = {number: reader.inode(number).size if reader.has_inode(number) else 0 for number in inodes}
+        for number, length in lengths.items():
+            if batch and (len(batch) == FILES_AT_ONCE or size + length > BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(number)
+            size += length
+        if batch:
+            yield batch
 
     def _copy_singly(self, extents: dict[int, list[int]], tier: Tier, outcome: Outcome, *, alone: bool) -> None:
         """One damaged file must not hold up the others."""
@@ -379,7 +412,7 @@ class Mover:
         """The extents of a file; a small one that lies in the metadata store gets one if it is to leave the hot tier."""
         for _ in range(3):
             try:
-                with self._volume.snapshot() as reader:
+                with self.volume.snapshot() as reader:
                     inode = reader.inode(number)
                     slices = reader.slices(number)
             except Gone:
@@ -390,7 +423,7 @@ class Mover:
                 return None
             if not inode.flags & Inode.INLINE or tier == Tier.HOT:
                 return list(dict.fromkeys(piece.extent for piece in slices))
-            self._volume.mutate(partial(_take_out, number=number, version=inode.version), frees=True)
+            self.volume.mutate(partial(_take_out, number=number, version=inode.version), frees=True)
         outcome.failed[number] = "the file changes too fast"
         return None
 
@@ -426,95 +459,11 @@ class Mover:
                     records.add(tx, number, event)
             return moved, failed
 
-        moved, failed = self._volume.mutate(settle, frees=True)
+        moved, failed = self.volume.mutate(settle, frees=True)
         outcome.moved_files += moved
         outcome.failed.update(failed)
         metrics.MOVES.add(tier.name.lower(), "moved", amount=moved)
         metrics.MOVES.add(tier.name.lower(), "failed", amount=len(failed))
-
-    # -- what crashes and frees left ----------------------------------------------------------------------------------
-
-    def recover(self) -> int:
-        """End or undo what dead movers left COPYING. How many packs there were."""
-        with self._volume.snapshot() as reader:
-            found = [
-                (number, row)
-                for number, row in packs.scan(reader)
-                if row.state == COPYING and row.session != self._volume.session.id
-            ]
-        left = 0
-        for number, row in found:
-            if not self._volume.session.is_dead(row.session):
-                continue
-            left += 1
-            if row.tier == Tier.COLD and row.upload_id and self._resume(number, row):
-                continue
-            self._volume.mutate(partial(packs.condemn, number=number, row=row, grace_s=0.0), frees=True)
-        return left
-
-    def _resume(self, number: int, row: PackRow) -> bool:
-        """Go on with a long upload, if everything that goes into it is still there unchanged."""
-        pieces: list[bytes] = []
-        try:
-            for extent, generation, _, length in row.intent:
-                with self._volume.snapshot() as reader:
-                    known = reader.get(key_u64(b"X", extent)) is not None and reader.extent(extent)[0]
-                if not known or known.generation != generation or not known.references:
-                    return False
-                pieces.append(self._read(_Member(extent, generation, length)))
-            data = b"".join(pieces)
-            if hashlib.sha256(data).hexdigest() != row.digest:
-                return False
-            resumed = replace(row, session=self._volume.session.id)
-            self._volume.mutate(lambda tx: packs.put(tx, number, resumed), frees=True)
-            self._finish_pack(number, resumed, data)
-        except StratumError as error:
-            log.warning("upload_not_resumed", pack=f"{number:016x}", error=error.message)
-            return False
-        log.info("upload_resumed", pack=f"{number:016x}")
-        return True
-
-    def remove_condemned(self, limit: int = 256) -> int:
-        """Remove bytes of packs that nothing needs any more and whose time has come. How many went."""
-        with self._volume.snapshot() as reader:
-            found = [
-                (number, row) for number in packs.due(reader, time.time(), limit) if (row := packs.get(reader, number))
-            ]
-        gone = []
-        for number, row in found:
-            try:
-                if row.tier == Tier.WARM:
-                    self._volume.warm.delete(number, row)
-                else:
-                    self._volume.cold.delete(row)
-                    self._volume.cold.cache.drop(number)
-                gone.append(number)
-            except (StratumError, OSError) as error:
-                log.warning("pack_not_removed", pack=f"{number:016x}", error=str(error))
-            boundary("mover.removed")
-
-        def forget(tx: MetadataTransaction) -> None:
-            for number in gone:
-                packs.forget_pack(tx, number)
-
-        if gone:
-            self._volume.mutate(forget, frees=True)
-        return len(gone)
-
-    def compact(self) -> int:
-        """Write packs anew of which less than half is wanted. How many bytes were copied."""
-        with self._volume.snapshot() as reader:
-            wasteful = [
-                (number, Tier(row.tier), row.remote, [extent for extent, _ in packs.members(reader, number)])
-                for number, row in packs.scan(reader)
-                if row.state == "valid" and 0 < row.live_bytes < row.length // 2
-            ]
-        copied = 0
-        for _, tier, remote, extents in wasteful:
-            if self._ending():
-                break
-            copied += self.copy(extents, tier, again=True, remote=remote, alone=True)
-        return copied
 
 
 def hottest(reader: InodeReader, extents: list[int]) -> Tier:

@@ -10,9 +10,10 @@ import pytest
 from stratum import buckets, lifecycle, packs
 from stratum.clocks import LeapWatch, come
 from stratum.errors import NoSuchKey, TierUnavailable
+from stratum.housekeeping import run_once
 from stratum.lifecycle import Rule, When
 from stratum.schema import key_u64, pack_json
-from stratum.tier_rows import MoveRow
+from stratum.tier_rows import MoveRow, Tier
 from stratum.tiering import daemon
 from stratum.tiering.heal import Healer
 from stratum.volume import Volume
@@ -113,6 +114,28 @@ def test_nor_because_it_leapt_while_an_earlier_step_worked(tmp_path: Path, monke
         monkeypatch.setattr(clocks.tierd, "_background", leap)
         clocks.passes(1)
         assert get(opened, "k") == DATA
+
+
+def test_a_leap_holds_back_nothing_that_waits_for_no_time(tmp_path: Path) -> None:
+    """A disk that is written all day would fill with what nobody needs. In a remote it is kept for its time."""
+    with Volume(make_tiered(tmp_path, cold__delete_after_s=3 * 3600.0), "test") as opened:
+        clocks = Clocks(opened)
+        clocks.passes(1)
+        for tier in (Tier.WARM, Tier.COLD):
+            inode = put(opened, "k", DATA)
+            clocks.tierd.mover.move([inode.number], tier, cause="test", alone=True)
+        clocks.wall_s += DAYS_S
+        put(opened, "k", b"something else")
+        run_once(opened)
+        clocks.passes(1)
+        assert not list(tmp_path.glob("d*/packs/**/*.shard"))
+        with opened.snapshot() as reader:
+            assert [row.tier for _, row in packs.scan(reader)] == [Tier.COLD]
+        clocks.wall_s -= DAYS_S
+        for _ in range(400):
+            clocks.passes(60)
+        with opened.snapshot() as reader:
+            assert not list(packs.scan(reader))
 
 
 def test_a_leap_that_stays_is_believed(tmp_path: Path) -> None:

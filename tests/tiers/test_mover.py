@@ -25,7 +25,7 @@ from stratum.errors import Busy, DataDamaged, NeedsRestore, NoSpace, StratumErro
 from stratum.housekeeping import run_once
 from stratum.schema import key_u64
 from stratum.tier_rows import MoveRow, PackRow, Tier
-from stratum.tiering import daemon
+from stratum.tiering import daemon, leftovers
 from stratum.tiering.explain import arrived_bytes
 from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover, exclusive
@@ -63,10 +63,10 @@ def where(opened: Volume, inode: Inode | int) -> list[str]:
 
 def settled(opened: Volume, mover: Mover) -> None:
     """Nothing unfinished is left, here or there."""
-    mover.recover()
+    leftovers.recover(mover)
     for _ in range(3):
         run_once(opened)
-        mover.remove_condemned()
+        leftovers.remove_condemned(mover)
     with opened.snapshot() as reader:
         known = dict(packs.scan(reader))
     assert all(row.state == "valid" for row in known.values())
@@ -212,7 +212,7 @@ def test_07_a_long_upload_goes_on_with_the_parts_that_are_there(tmp_path: Path) 
         opened.cold.remote("archive")[1].sealed.upload_part(row.key, folder.name, 1, data[:PART_BYTES])
         made = faulty(opened, lambda *_: "")
         mover = Mover(opened)
-        assert mover.recover() == 1
+        assert leftovers.recover(mover) == 1
         assert sum(1 for operation, _ in made.calls if operation == "upload_part") == 3, "of four parts one was there"
         assert mover.move([inode.number], Tier.COLD, cause="test").copied_bytes == 0
         settled(opened, mover)
@@ -230,7 +230,7 @@ def test_07_an_upload_that_expired_begins_again(tmp_path: Path) -> None:
     with Volume(root, "test") as opened:
         run_once(opened)
         mover = Mover(opened)
-        mover.recover()
+        leftovers.recover(mover)
         mover.move([inode.number], Tier.COLD, cause="test")
         settled(opened, mover)
         assert get(opened, "k") == data
@@ -613,7 +613,7 @@ def test_packs_that_are_mostly_waste_are_written_anew(tiered: Volume) -> None:
     for number in range(1, 8):
         delete(tiered, f"k{number}")
     run_once(tiered)
-    assert mover.compact() > 0
+    assert leftovers.compact(mover) > 0
     settled(tiered, mover)
     with tiered.snapshot() as reader:
         assert all(row.live_bytes == row.length for _, row in packs.scan(reader))

@@ -18,7 +18,7 @@ from stratum.errors import ConfigInvalid, InvalidArgument
 from stratum.housekeeping import run_once
 from stratum.schema import Slice, key_u64
 from stratum.tier_rows import AccessRow, MoveRow, Tier
-from stratum.tiering import daemon
+from stratum.tiering import daemon, leftovers
 from stratum.tiering.explain import explain
 from stratum.tiering.files import known
 from stratum.tiering.policy import LEVELS, Facts, Settings, Surroundings, decide, relief_order
@@ -384,7 +384,7 @@ def test_in_an_emergency_new_data_goes_to_the_warm_tier(tiered: Volume, monkeypa
         writer.finish()
     for _ in range(2):
         run_once(tiered)
-        worker.mover.remove_condemned()
+        leftovers.remove_condemned(worker.mover)
     assert fsck.check(tiered) == []
     with tiered.snapshot() as reader:
         shards = {path.name.split(".")[0] for path in tiered.root.parent.glob("d*/packs/**/*.shard")}
