@@ -175,6 +175,7 @@ class _Serving:
             "bucket": self._wanted.bucket,
             "shared": self._wanted.shared,
             "renews": True,
+            "still": self.follower is not None and self.follower.stillness is not None,
         }
 
         def register(tx: MetadataTransaction) -> None:

@@ -2,7 +2,8 @@
 
 The rows of a change are announced before it is committed, so that they are there when the poke comes; a poke that confirms them spares
 reading the log. A mount that sleeps when they come tells the kernel at once, while the disk works. If it has taken no request until the poke,
-the kernel cannot have asked for what was still the old state, and there is nothing left to do but to answer.
+the kernel cannot have asked for what was still the old state, and there is nothing left to do. It says so in shared memory (`stratum/stillness.py`),
+and the writer does not even wait for the poke to be answered.
 
 The steps for a poke, in this order:
 1. A barrier through the trio loop. A handler that read an older state has replied when the barrier runs, so what it told the
@@ -26,10 +27,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from stratum import mount_names
-from stratum.acknowledge import ANSWER, MESSAGE_BYTES_MAX, POKE, Announcement
+from stratum.acknowledge import ANSWER, CONFIRMATION, MESSAGE_BYTES_MAX, POKE, Announcement
 from stratum.fuse import _negotiate
 from stratum.log import get_logger
 from stratum.schema import ChangeRow, key_u64_u64, split_u64_u64
+from stratum.stillness import Stillness, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,6 +99,11 @@ class Follower:
         self._owing: list[socket.socket] = []
         """Who asked and has no answer yet."""
         self._word = volume.session.applied_word()
+        self.stillness: Stillness | None = None
+        with suppress(OSError):  # a full disk: then writers wait for answers
+            self.stillness = Stillness(volume.session.file_of(volume.session.id))
+            self._count = self.stillness.count
+            _negotiate.count_in(self._count)
         self._committed: dict[int, _Announced] = {}
         """Rows of the change log that writers have sent along, by transaction."""
 
@@ -121,6 +128,10 @@ class Follower:
         (self._volume.meta / self.socket_name).unlink(missing_ok=True)
         os.close(self._folder_fd)
         self._word.release()
+        if self.stillness is not None:
+            _negotiate.count_in(None)
+            self._count.release()
+            self.stillness.close()
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -147,13 +158,15 @@ class Follower:
                         self._owing = [owed for owed in self._owing if owed is not connection]
                         connection.close()
                     elif connection is not self._wake_reader:
-                        if len(message) > POKE.size:
+                        if len(message) == CONFIRMATION.size:
+                            self._confirm(connection, *CONFIRMATION.unpack(message)[:2])
+                        elif len(message) > POKE.size:
                             self._announced[connection] = _Announced(Announcement.unpack(message))
                             announced.append(self._announced[connection])
                             continue
-                        # An older program that is still running announces nothing, and its pokes are shorter.
-                        self._confirm(connection, *POKE.unpack(message.ljust(POKE.size, b"\0")))
-                        self._owing.append(connection)
+                        else:  # an older program that is still running announces nothing, and its pokes are shorter
+                            self._confirm(connection, *POKE.unpack(message.ljust(POKE.size, b"\0")))
+                            self._owing.append(connection)
                     follows = True
                 try:
                     with self._following:
@@ -181,18 +194,22 @@ class Follower:
         if session is None:
             return
         # Read first: a request that is taken after the loop was seen asleep is then one more than these.
-        taken = session.taken
+        taken = _negotiate.taken()
         if session.is_waiting or not self._idle.now or self._loop_ended.is_set():
             return
-        told = self._known(ChangeRow.unpack(raw) for raw in announced.announcement.rows)
+        rows = [ChangeRow.unpack(raw) for raw in announced.announcement.rows]
+        told = self._known(rows)
+        if self.stillness is not None:
+            self.stillness.begin()
         if told:
             _negotiate.forget(told, self._word, self._applied, [])
         announced.told_at = taken
+        if self.stillness is not None:
+            self.stillness.told(name_of(rows[0].origin, announced.announcement.number), taken)
 
     def _knows_since(self, announced: _Announced) -> bool:
         """Whether the kernel may know again what it was told to forget of these rows, or was not told."""
-        session = self._operations.commits.session
-        return session is None or announced.told_at != session.taken
+        return announced.told_at != _negotiate.taken()
 
     def _follow(self) -> None:
         """From `applied` on: what has been announced if nothing came between, else the change log."""

@@ -35,6 +35,8 @@ static void (*getxattr_of_caller)(fuse_req_t, fuse_ino_t, const char *, size_t);
 static unsigned int wanted;
 static struct fuse_session *session;
 static struct fuse_buf buffer;
+static uint64_t taken_here;
+static uint64_t *taken = &taken_here;
 static char init_message[256];
 static size_t init_bytes;
 
@@ -112,15 +114,21 @@ static PyObject *begin(PyObject *module, PyObject *unused)
     return PyLong_FromLong(descriptor);
 }
 
-/* Every request begins with its length and its kind, 32 bits each (FUSE_INIT is 26), in a header of 40 bytes (linux/fuse.h). */
+/* Every request begins with its length and its kind, 32 bits each, in a header of 40 bytes (linux/fuse.h). */
+enum { FORGET = 2, INIT = 26, BATCH_FORGET = 42 };
+
+static uint32_t kind_of(const char *message, size_t bytes)
+{
+    uint32_t kind = 0;
+
+    if (bytes >= 40)
+        memcpy(&kind, message + 4, sizeof kind);
+    return kind;
+}
+
 static void keep_init(const char *message, size_t bytes)
 {
-    uint32_t kind;
-
-    if (bytes < 40 || bytes > sizeof init_message)
-        return;
-    memcpy(&kind, message + 4, sizeof kind);
-    if (kind != 26)
+    if (kind_of(message, bytes) != INIT || bytes > sizeof init_message)
         return;
     memcpy(init_message, message, bytes);
     init_bytes = bytes;
@@ -171,8 +179,42 @@ static PyObject *step(PyObject *module, PyObject *unused)
     }
     if (init_bytes == 0)
         keep_init(buffer.mem, received);
+    /* Before its handler reads anything, in the order that all processors see: stratum/stillness.py stands on it. */
+    if (kind_of(buffer.mem, received) != FORGET && kind_of(buffer.mem, received) != BATCH_FORGET)
+        __atomic_add_fetch(taken, 1, __ATOMIC_SEQ_CST);
     fuse_session_process_buf(session, &buffer);
     return PyLong_FromLong(1);
+}
+
+static PyObject *count_in(PyObject *module, PyObject *word)
+{
+    static Py_buffer counted;
+    Py_buffer given;
+
+    (void)module;
+    if (word == Py_None) {
+        taken_here = __atomic_load_n(taken, __ATOMIC_SEQ_CST);
+        taken = &taken_here;
+        if (counted.obj != NULL)
+            PyBuffer_Release(&counted);
+        Py_RETURN_NONE;
+    }
+    if (PyObject_GetBuffer(word, &given, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (counted.obj != NULL || given.len != sizeof *taken || (uintptr_t)given.buf % sizeof *taken != 0) {
+        PyBuffer_Release(&given);
+        PyErr_SetString(PyExc_ValueError, "this is no word to count in, or there is one already");
+        return NULL;
+    }
+    counted = given;
+    taken = counted.buf;
+    Py_RETURN_NONE;
+}
+
+static PyObject *requests_taken(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(__atomic_load_n(taken, __ATOMIC_SEQ_CST));
 }
 
 static PyObject *spin(PyObject *module, PyObject *microseconds)
@@ -318,6 +360,8 @@ static PyMethodDef functions[] = {
     {"negotiated", negotiated, METH_NOARGS, "The kernel's first message and what was wanted of it, as bits."},
     {"replay", replay, METH_O, "Handle a first message that another program has answered already."},
     {"forget", forget, METH_VARARGS, "Make the kernel forget names and inodes; then write a word, and send it to descriptors."},
+    {"count_in", count_in, METH_O, "Count in this word from now on; None: in one of our own."},
+    {"taken", requests_taken, METH_NOARGS, "How many requests were taken whose answers may teach the kernel something."},
     {"spin", spin, METH_O, "Look for a request for so many microseconds; whether there is one."},
     {"wait", wait_for, METH_VARARGS, "Wait for a descriptor or a request, for so many microseconds."},
     {NULL, NULL, 0, NULL},

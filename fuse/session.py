@@ -54,8 +54,6 @@ class Session:
         """`init`: the kernel's first message, if another program has answered it already (`takeover.py`)."""
         self._init = init
         self._taken: Coroutine[Any, Any, None] | None = None
-        self.taken = 0
-        """Requests so far whose answers may teach the kernel something. Counted before their handlers begin."""
         self._stand_by: list[trio.lowlevel.Task] = []
         self._tasks = 1
         self._tasks_max = 0
@@ -110,7 +108,6 @@ class Session:
         """pyfuse3 hands over a handler's coroutine in a variable of its own, which only its loop can see."""
 
         def take(*arguments: Any) -> None:
-            self.taken += 1
             self._taken = real(*arguments)
 
         return take

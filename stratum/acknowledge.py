@@ -5,7 +5,8 @@ says `applied >= transaction`. The poke over the mount's socket is a hint that m
 and the slot, so a writer that dies between commit and poke leaves nothing stale: the mount reads the log on its own.
 
 Before the commit is durable its rows are announced to the mounts, as a hint too: while the disk works they wake up and take it apart,
-and read the change log only if other commits came between.
+and read the change log only if other commits came between. A mount that sleeps otherwise makes the kernel forget at once, and says in shared
+memory that it was asked for nothing since (`stillness.py`): then nobody waits for it.
 
 A mount that does not answer by the deadline is fenced: its FUSE connection is aborted and the mountpoint detached, because
 a stopped daemon's kernel cache would go on answering. Only then does the writer answer.
@@ -32,9 +33,10 @@ from stratum.errors import StorageFailed, StratumError
 from stratum.log import get_logger
 from stratum.mountd import ask_detach, helper_of
 from stratum.schema import key_u64, pack_json, unpack_json
+from stratum.stillness import StillnessOf, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from stratum.committer import Mutation
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 POKE = struct.Struct("<QQ")
 """A transaction that is committed, and the number of its announcement or 0."""
+CONFIRMATION = struct.Struct("<QQB")
+"""The same, of a commit that nobody waits for: it is not answered."""
 ANSWER = struct.Struct("<Q")
 """The transaction up to which a mount has followed."""
 ANNOUNCED_ROWS_MAX = 16
@@ -64,6 +68,7 @@ class Announcement:
         """Longer than a poke: each row stands behind its length."""
         assert self.rows, "nothing to announce"
         rows = b"".join(len(row).to_bytes(2, "little") + row for row in self.rows)
+        assert len(rows) > 1, "as long as a confirmation"
         return POKE.pack(self.transaction_id, self.number) + rows
 
     @classmethod
@@ -94,11 +99,20 @@ def tell_mount_row(tx: MetadataTransaction, session: int, **told: Any) -> None:
 class _Link:
     """A connection to one mount. `unanswered` counts pokes without an answer yet."""
 
-    __slots__ = ("socket", "unanswered")
+    __slots__ = ("socket", "stillness", "unanswered")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, stillness: StillnessOf | None) -> None:
         self.socket = connection
+        self.stillness = stillness
         self.unanswered = 0
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.stillness is not None:
+            self.stillness.close()
+
+    def is_still(self, announcement: int) -> bool:
+        return self.stillness is not None and self.stillness.holds(announcement)
 
     def poke(self, transaction_id: int, announced: int = 0) -> None:
         """Raises `OSError`, also when the mount has not taken the pokes before."""
@@ -117,12 +131,15 @@ class Acknowledger:
         self._announcements = 0
         self._announced = 0
         """The number of what was announced for the transaction at hand; the committer's."""
+        self._live: Collection[int] = ()
+        """The mounts that were live inside it."""
         self._lock = threading.Lock()
         """Over `_links` and their counts: the committer pokes, too."""
 
-    def announce(self, transaction_id: int, rows: list[bytes]) -> None:
-        """Called by the committer, inside the transaction: what mounts will have to forget if it is committed."""
+    def announce(self, transaction_id: int, rows: list[bytes], live: Collection[int]) -> None:
+        """Called by the committer, inside the transaction: what mounts will have to forget if it is committed, and which are `live` now."""
         self._announced = 0
+        self._live = live
         if not self._links or len(rows) > ANNOUNCED_ROWS_MAX:
             return
         self._announcements += 1
@@ -130,28 +147,45 @@ class Acknowledger:
         if len(message) > MESSAGE_BYTES_MAX:
             return
         self._announced = self._announcements
-        with self._lock:
-            for link in self._links.values():
-                with suppress(OSError):
-                    link.socket.send(message)
+        self._tell(lambda link: link.socket.send(message))
 
     def submit(self, batch: list[Mutation[Any]], transaction_id: int) -> None:
         """Called by the committer: finish these mutations once the mounts have followed."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="acknowledger", daemon=True)
             self._thread.start()
-        with self._lock:
-            for link in self._links.values():  # the mounts begin while our thread wakes up
-                with suppress(OSError):
-                    link.poke(transaction_id, self._announced)
+        if self._announced and self._all_still():
+            for mutation in batch:
+                mutation.finish()
+            self._tell(lambda link: link.socket.send(CONFIRMATION.pack(transaction_id, self._announced, 0)))
+            metrics.INVALIDATION_SECONDS.observe(0.0)
+            return
+        self._tell(
+            lambda link: link.poke(transaction_id, self._announced)
+        )  # the mounts begin while our thread wakes up
         self._queue.put((batch, transaction_id))
+
+    def _all_still(self) -> bool:
+        """Whether no kernel knows what this transaction has changed."""
+        which = name_of(self._volume.session.id, self._announced)
+        with self._lock:
+            return all(
+                session == self._volume.session.id or (session in self._links and self._links[session].is_still(which))
+                for session in self._live
+            )
+
+    def _tell(self, tell: Callable[[_Link], object]) -> None:
+        with self._lock:
+            for link in self._links.values():
+                with suppress(OSError):
+                    tell(link)
 
     def stop(self) -> None:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
         for link in self._links.values():
-            link.socket.close()
+            link.close()
 
     def _run(self) -> None:
         while True:
@@ -224,7 +258,11 @@ class Acknowledger:
             if link is None:
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 connection.setblocking(False)
-                link = _Link(connection)
+                stillness = None
+                with suppress(OSError, ValueError):  # one of an older program, or of a disk that was full
+                    if row.get("still"):
+                        stillness = StillnessOf(self._volume.session.file_of(session))
+                link = _Link(connection, stillness)
                 with self._lock:
                     self._links[session] = link
                 with self._volume.meta_descriptor() as folder:  # keeps the path below the limit of 108 bytes
@@ -261,7 +299,7 @@ class Acknowledger:
         with self._lock:
             link = self._links.pop(session, None)
         if link is not None:
-            link.socket.close()
+            link.close()
 
 
 def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:

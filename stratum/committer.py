@@ -96,7 +96,7 @@ class Committer:
         session: int,
         new_id: Callable[[], int],
         *,
-        announce: Callable[[int, list[bytes]], None],
+        announce: Callable[[int, list[bytes], list[int]], None],
         acknowledge: Callable[[list[Mutation[Any]], int], None],
         may_grow: Callable[[], bool],
         release_reserve: Callable[[], bool],
@@ -262,7 +262,7 @@ class Committer:
             for mutation in batch:
                 mutation.let_go()
             if tx.changes:
-                self._announce(tx.id, tx.changes)
+                self._announce(tx.id, tx.changes, tx.live_mounts())
             return bool(tx.changes), tx.id
 
     @staticmethod

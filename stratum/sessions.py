@@ -189,8 +189,12 @@ class Session:
         with self._store.snapshot() as snapshot:
             return {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in snapshot.scan(b"Z", b"[")}
 
+    def file_of(self, session: int) -> Path:
+        """Whoever holds its lock is the session; a mount has words in it (`stillness.py`)."""
+        return self._folder / str(session)
+
     def forget_file(self, session: int) -> None:
-        (self._folder / str(session)).unlink(missing_ok=True)
+        self.file_of(session).unlink(missing_ok=True)
 
     def pass_on(self) -> Inherited:
         """It goes on in another program: `close` leaves the row, the slot and the lock. The counter is for `next_number` to tell."""

@@ -376,6 +376,7 @@ class MetadataTransaction(InodeReader):
     # -- what mounts must forget ---------------------------------------------------------------------------------------
 
     def live_mounts(self) -> list[int]:
+        """Their sessions."""
         if self._mounts is None:
             self._mounts = [int.from_bytes(key[1:], "big") for key, _ in self.scan_prefix(b"T")]
         return self._mounts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from botocore.exceptions import ClientError
 from stratum import acknowledge, buckets, objects
 from stratum.processes import raise_descriptor_limit
 from stratum.schema import ChangeRow, unpack_json
+from stratum.stillness import name_of
 from stratum.volume import Volume
 from tests.appliance.test_admin import scrape, value
 from tests.support import put, serving, stratum
@@ -156,7 +158,7 @@ def test_an_announcement_of_what_was_never_committed_is_not_believed(
                 assert key.read_bytes() == b"%d" % (number - 1)
                 monkeypatch.setattr(acknowledge, "ANNOUNCED_ROWS_MAX", 16)
                 wrong = ChangeRow(volume.session.id, 1, 1, orphan=False, entry=b"something else").pack()
-                acknowledger.announce(volume.store.last_id() + 1, [wrong])
+                acknowledger.announce(volume.store.last_id() + 1, [wrong], [])
                 monkeypatch.setattr(acknowledge, "ANNOUNCED_ROWS_MAX", 16 * (number % 2))
             put(volume, "k", b"%d" % number, bucket="announced")
             assert key.read_bytes() == b"%d" % number
@@ -176,8 +178,8 @@ def test_what_the_kernel_was_told_early_and_asked_for_again_is_told_again(
         announce = volume.committer._announce
         asks = False
 
-        def announce_and_look(transaction_id: int, rows: list[bytes]) -> None:
-            announce(transaction_id, rows)
+        def announce_and_look(transaction_id: int, rows: list[bytes], live: list[int]) -> None:
+            announce(transaction_id, rows, live)
             before = lookups()
             for _ in range(100 if asks else 0):
                 key.stat()
@@ -194,6 +196,38 @@ def test_what_the_kernel_was_told_early_and_asked_for_again_is_told_again(
             put(volume, "k", b"%d" % number, bucket="early")
             assert key.read_bytes() == b"%d" % number
             assert key.stat().st_size == len(b"%d" % number)
+
+
+def test_nobody_waits_for_a_mount_whose_kernel_knows_nothing_any_more(
+    plain: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped when it has told the kernel, and need not say a word for the writer to answer."""
+    plain.client().create_bucket(Bucket="still")
+    fenced = plain.log.read_text().count("mount_fenced")
+    with mount_process(plain, tmp_path / "a") as process, Volume(plain.root, "test") as volume:
+        key = tmp_path / "a" / "still" / "k"
+        for number in range(2):
+            put(volume, "k", b"%d" % number, bucket="still")
+            assert key.read_bytes() == b"%d" % number
+        announce, acknowledger = volume.committer._announce, volume._acknowledger
+
+        def announce_and_stop(transaction_id: int, rows: list[bytes], live: list[int]) -> None:
+            announce(transaction_id, rows, live)
+            (link,) = acknowledger._links.values()
+            which = name_of(volume.session.id, acknowledger._announced)
+            until = time.monotonic() + 10
+            while not link.is_still(which):
+                assert time.monotonic() < until, "the mount does not say that the kernel was told"
+                time.sleep(0.001)
+            process.send_signal(signal.SIGSTOP)
+
+        for number in range(2, 5):
+            with monkeypatch.context() as patched:
+                patched.setattr(volume.committer, "_announce", announce_and_stop)
+                put(volume, "k", b"%d" % number, bucket="still")
+            process.send_signal(signal.SIGCONT)
+            assert key.read_bytes() == b"%d" % number
+    assert plain.log.read_text().count("mount_fenced") == fenced
 
 
 def test_a_poke_of_an_older_program_is_answered(plain: Server, tmp_path: Path) -> None:
