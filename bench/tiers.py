@@ -3,7 +3,8 @@
 coding          our encoding and decoding of a pack against zfec's alone
 warm get        GET of 64 MiB objects from the warm tier against the hot tier; then with one disk gone
 demote          objects a second that leave the hot tier when they were copied ahead
-read-through    first byte and throughput of a cold object through us against boto3 asking the remote itself (moto)
+read-through    first byte and throughput of a cold object through us against boto3 asking the remote itself (moto);
+                then the same behind a line of 1 Gbit/s, which is what a remote is like
 foreground      p99 of small PUTs while the mover works against the same without it
 """
 
@@ -17,7 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +45,11 @@ MIB = 1024 * 1024
 STRATUM = [sys.executable, "-m", "stratum.cli.main"]
 ROUNDS = 5
 TARGETS = {
-    "encode": 0.8, "decode": 0.8, "warm get": 0.7, "one disk lost": 0.4, "demote/s": 1000, "first byte": 1.3, "read-through": 0.9, "foreground p99": 1.3,
+    "encode": 0.8, "decode": 0.8, "warm get": 0.7, "one disk lost": 0.4, "demote/s": 1000, "first byte": 1.3, "read-through": 0.9,
+    "first byte, line": 1.3, "read-through, line": 0.9, "foreground p99": 1.3,
 }  # fmt: skip
-SMALLER_IS_BETTER = {"first byte", "foreground p99"}
+SMALLER_IS_BETTER = {"first byte", "first byte, line", "foreground p99"}
+LINE_BYTES_PER_S = 125_000_000
 
 
 def best(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
@@ -75,10 +80,45 @@ def coding(rows: dict[str, float]) -> None:
     rows["decode"] = raw / best(lambda: erasure.reconstruct(dict(columns), k, m, [1]))
 
 
+class Line:
+    """A way to a server that carries so many bytes a second back, whoever asks."""
+
+    def __init__(self, endpoint: str) -> None:
+        host, port = endpoint.removeprefix("http://").split(":")
+        self._server = (host, int(port))
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(self._server)
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for source, target, limits in ((near, far, False), (far, near, True)):
+                threading.Thread(target=self._carry, args=(source, target, limits), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, limits: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(MIB // 8):
+                if limits:
+                    with self._lock:
+                        self._free_at = max(self._free_at, time.monotonic()) + len(data) / LINE_BYTES_PER_S
+                        wait_s = self._free_at - time.monotonic()
+                    time.sleep(max(wait_s, 0.0))
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
 class Served:
     """A served volume with 4+2 disks and moto as its remote."""
 
     def __init__(self, root: Path, moto: str) -> None:
+        root.mkdir()
         self.root = root / "volume"
         disks = [word for number in range(6) for word in ("--warm", str(root / f"d{number}"))]
         made = subprocess.run(
@@ -91,19 +131,8 @@ class Served:
         credentials = root / "credentials"
         credentials.write_text('{"access_key": "a", "secret_key": "b"}')
         credentials.chmod(0o600)
-        self.run(
-            "cold",
-            "add",
-            self.root,
-            "far",
-            "--endpoint",
-            moto,
-            "--bucket",
-            "remote",
-            "--create-bucket",
-            "--credentials",
-            credentials,
-        )
+        words = ("--bucket", root.name, "--create-bucket", "--credentials", credentials)
+        self.run("cold", "add", self.root, "far", "--endpoint", moto, *words)
         self.log = (root / "log").open("w")
         self.process = subprocess.Popen(
             [*STRATUM, "serve", str(self.root), "--json"], stdout=subprocess.PIPE, stderr=self.log
@@ -181,9 +210,10 @@ def warm_get(served: Served, rows: dict[str, float]) -> None:
     served.run("tier", "resume", served.root)
 
 
-def read_through(served: Served, moto: str, rows: dict[str, float]) -> None:
-    direct = client(moto, "a", "b")
-    direct.create_bucket(Bucket="direct")
+def read_through(served: Served, endpoint: str) -> tuple[float, float]:
+    """Of a cold object: (time to the first byte, throughput), each against the remote itself."""
+    direct = client(endpoint, "a", "b")
+    direct.create_bucket(Bucket="direct")  # again is no error
     data = os.urandom(48 * MIB)
     direct.put_object(Bucket="direct", Key="k", Body=data)
     ours_first, theirs_first, ours, theirs = [], [], [], []
@@ -199,8 +229,8 @@ def read_through(served: Served, moto: str, rows: dict[str, float]) -> None:
         ours_first.append(best(lambda number=number: first_byte(served.s3, "bench", f"first{number}"), 1))  # type: ignore[misc]
         theirs.append(best(lambda: get(direct, "direct", "k"), 1))
         ours.append(best(lambda number=number: get(served.s3, "bench", f"whole{number}"), 1))  # type: ignore[misc]
-    rows["first byte"] = statistics.median(ours_first) / statistics.median(theirs_first)
-    rows["read-through"] = statistics.median(theirs) / statistics.median(ours)
+    first = statistics.median(ours_first) / statistics.median(theirs_first)
+    return first, statistics.median(theirs) / statistics.median(ours)
 
 
 def foreground(served: Served, rows: dict[str, float]) -> None:
@@ -287,11 +317,17 @@ def main() -> int:
     try:
         coding(rows)
         demote(root, rows)
-        served = Served(root, endpoint)
+        served = Served(root / "near", endpoint)
         try:
             warm_get(served, rows)
             foreground(served, rows)
-            read_through(served, endpoint, rows)
+            rows["first byte"], rows["read-through"] = read_through(served, endpoint)
+        finally:
+            served.stop()
+        line = Line(endpoint)
+        served = Served(root / "far", line.endpoint)
+        try:
+            rows["first byte, line"], rows["read-through, line"] = read_through(served, line.endpoint)
         finally:
             served.stop()
     finally:
@@ -304,7 +340,7 @@ def main() -> int:
         good = value <= target if name in SMALLER_IS_BETTER else value >= target
         missed += not good
         print(
-            f"{name:16} {value:10.2f}   target {'<=' if name in SMALLER_IS_BETTER else '>='} {target:<6} {'' if good else 'MISSED'}"
+            f"{name:18} {value:10.2f}   target {'<=' if name in SMALLER_IS_BETTER else '>='} {target:<6} {'' if good else 'MISSED'}"
         )
     print(f"bench-tiers: {len(rows) - missed} of {len(rows)} targets reached")
     return 0
