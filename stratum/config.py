@@ -126,6 +126,12 @@ SETTINGS = (
         "how long a file that came back to the hot tier stays there, unless a disk fills",
     ),
     Setting("tiering", "interval_s", 2.0, "how often disks are measured and due work is looked for"),
+    Setting(
+        "tiering",
+        "busy_share",
+        0.25,
+        "of its time that the mover works while users ask for things and no hot disk is above high_percent; 1: all of it",
+    ),
     Setting("tiering", "moved_bytes_per_s_max", 0, "bandwidth of background moves; 0: no limit"),
     Setting("cold", "recall_s_max", 30.0, "how long a read waits for a remote before it fails"),
     Setting("cold", "recalls", 64, "reads of a process that may wait for remotes at the same time"),
@@ -210,6 +216,7 @@ class Config:
     tiering_promote_window_s: float
     tiering_residence_s_min: float
     tiering_interval_s: float
+    tiering_busy_share: float
     tiering_moved_bytes_per_s_max: int
     cold_recall_s_max: float
     cold_recalls: int
@@ -271,6 +278,7 @@ _AT_LEAST = {
     "tiering.cold_after_s": 0.0,
     "tiering.promote_reads": 1,
     "tiering.interval_s": 0.05,
+    "tiering.busy_share": 0.01,
     "tiering.moved_bytes_per_s_max": 0,
     "cold.recall_s_max": 0.1,
     "cold.recalls": 1,
@@ -325,6 +333,8 @@ def parse(text: str, where: str) -> Config:
         raise ConfigInvalid(
             f"{where}: tiering.low_percent, high_percent and emergency_percent must rise, between 0 and 100; they are {marks}"
         )
+    if config.tiering_busy_share > 1.0:
+        raise ConfigInvalid(f"{where}: tiering.busy_share is a share of the time, at most 1")
     if config.tiering_promote_reads > READS_REMEMBERED:
         raise ConfigInvalid(f"{where}: tiering.promote_reads is at most {READS_REMEMBERED}")
     if config.volume_ec:

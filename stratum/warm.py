@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from stratum import erasure, packs
 from stratum.blocks import BLOCK_BYTES, block_checksums
+from stratum.courtesy import AT_FULL_SPEED
 from stratum.descriptors import Descriptors, read_cached
 from stratum.erasure import ShardHead, ShardInvalid
 from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
@@ -35,6 +36,7 @@ from stratum.tier_rows import DiskRow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from stratum.courtesy import Courtesy
     from stratum.tier_rows import PackRow
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
@@ -44,8 +46,6 @@ MARKER = "stratum-disk.json"
 COLUMN_BYTES = 1024 * 1024
 """Of each shard at a time when a pack is checked or rebuilt."""
 FREE_BYTES_MIN = 64 * 1024 * 1024
-WINDOW_BYTES = 2 * 1024 * 1024
-"""Written out before the next is begun: a burst of a whole shard would hold up everybody else's sync behind it."""
 _COUNTER = itertools.count()
 _SYNC_RANGE = 1 | 2 | 4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -201,13 +201,26 @@ class WarmStore:
         row.shard_bytes = erasure.shard_bytes(row.length, row.k)
         row.disks = self._choose(number, row.k, row.m)
 
-    def write(self, number: int, row: PackRow, data: bytes | memoryview, members: list[tuple[int, int, int]]) -> None:
+    def write(
+        self,
+        number: int,
+        row: PackRow,
+        data: bytes | memoryview,
+        members: list[tuple[int, int, int]],
+        courtesy: Courtesy = AT_FULL_SPEED,
+    ) -> None:
         """Write the shards of a planned pack, durably. Up to m may fail: their disks become 0 in `row`.
 
         Raises `TierUnavailable`.
         """
         columns = erasure.split(data, row.k)
-        columns += erasure.parity(columns, row.m)
+        parity: list[list[bytes]] = [[] for _ in range(row.m)]
+        for at in range(0, row.shard_bytes, COLUMN_BYTES):
+            with courtesy.piece():
+                made = erasure.parity([memoryview(column)[at : at + COLUMN_BYTES] for column in columns], row.m)
+            for pieces, piece in zip(parity, made, strict=True):
+                pieces.append(piece)
+        columns += [b"".join(pieces) for pieces in parity]
 
         def write_one(index: int) -> OSError | None:
             if not row.disks[index]:
@@ -224,7 +237,8 @@ class WarmStore:
             )
             row.head_bytes = head.data_offset
             try:
-                self._write_file(self.shard_path(row.disks[index], number, index), [head.encode(), columns[index]])
+                path = self.shard_path(row.disks[index], number, index)
+                self._write_file(path, [head.encode(), columns[index]], courtesy)
             except OSError as error:
                 return error
             return None
@@ -248,7 +262,7 @@ class WarmStore:
                 self._pool = ThreadPoolExecutor(8, thread_name_prefix="warm")
         return list(self._pool.map(function, indexes))
 
-    def _write_file(self, path: Path, pieces: list[bytes | memoryview]) -> None:
+    def _write_file(self, path: Path, pieces: list[bytes | memoryview], courtesy: Courtesy = AT_FULL_SPEED) -> None:
         folder = path.parent
         if folder not in self._folders:
             made = not folder.exists()
@@ -263,9 +277,13 @@ class WarmStore:
             try:
                 for piece in pieces:
                     view = memoryview(piece)
-                    for at in range(0, len(view), WINDOW_BYTES):
-                        _write_through(fd, view[at : at + WINDOW_BYTES])
-                os.fsync(fd)
+                    while view:
+                        length = courtesy.window_bytes
+                        with courtesy.piece():
+                            _write_through(fd, view[:length])
+                        view = view[length:]
+                with courtesy.piece():
+                    os.fsync(fd)
             finally:
                 os.close(fd)
             temporary.rename(path)
@@ -398,7 +416,7 @@ class WarmStore:
             parts.append(f"{where}: {why}")
         return "; ".join(parts)
 
-    def verify(self, number: int, row: PackRow) -> None:
+    def verify(self, number: int, row: PackRow, courtesy: Courtesy = AT_FULL_SPEED) -> None:
         """Decode the pack from a random choice of k shards and compare its digest. Raises `DataDamaged` or `OSError`."""
         heads, bad = self.good_heads(number, row)
         for index in random.sample(sorted(heads), max(len(heads) - row.k, 0)):
@@ -408,8 +426,9 @@ class WarmStore:
         for index in range(row.k):
             for at in range(0, row.shard_bytes, COLUMN_BYTES):
                 stop = min(at + COLUMN_BYTES, row.shard_bytes)
-                column = self._column(number, row, index, at, stop, heads, bad, f"the new pack {number:016x}")
-                digest.update(column[:left])
+                with courtesy.piece():
+                    column = self._column(number, row, index, at, stop, heads, bad, f"the new pack {number:016x}")
+                    digest.update(column[:left])
                 left -= min(len(column), left)
                 if not left:
                     break

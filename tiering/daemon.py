@@ -118,6 +118,7 @@ class Tierd:
         until = self._monotonic() + self._volume.config.tiering_interval_s
         while not self._ending.wait(min(PRESSURE_LOOK_S, max(until - self._monotonic(), 0.0))):
             self._beat()
+            self.mover.courtesy.look()
             if self._monotonic() >= until or self._gauge_is_high():
                 return
 
@@ -181,6 +182,7 @@ class Tierd:
         if name in self._failing and self._monotonic() < self._failing[name][0]:
             return False
         self._step = name
+        self.mover.courtesy.urgent = name == "relief"
         try:
             found = work()
         except Preempted:

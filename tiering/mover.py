@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import content, evidence, manifest, metrics, packs
+from stratum import content, courtesy, evidence, manifest, metrics, packs
 from stratum.blocks import checksum
 from stratum.boundaries import boundary
 from stratum.cold_backends.contract import RemoteDamaged
@@ -122,6 +122,7 @@ class Mover:
         """`pressing`: whether something else should be done first. Asked often; each time is a sign of life."""
         self.volume = volume
         self.pressing = pressing
+        self.courtesy = courtesy.of_volume(volume)
         self._pace = Bucket(volume.config.tiering_moved_bytes_per_s_max, clock=time.monotonic, pause=time.sleep)
         self.moved_bytes: Counter[str] = Counter()
 
@@ -177,12 +178,14 @@ class Mover:
             pieces.append(self.read(member))
             at += member.length
         data = b"".join(pieces)
+        with self.courtesy.piece():
+            digest = hashlib.sha256(data).hexdigest()
         row = PackRow(
             tier,
             COPYING,
             volume.session.id,
             len(data),
-            hashlib.sha256(data).hexdigest(),
+            digest,
             int(time.time()),
             intent=intent,
         )
@@ -204,9 +207,9 @@ class Mover:
         pieces = []
         at = 0
         while at < member.length:
-            piece = content.read_extent(
-                self.volume, member.extent, at, min(at + content.READ_BYTES, member.length), wanted_stop=member.length
-            )
+            stop = min(at + content.READ_BYTES, member.length)
+            with self.courtesy.piece():
+                piece = content.read_extent(self.volume, member.extent, at, stop, wanted_stop=member.length)
             pieces.append(piece)
             at += len(piece)
         self._pace.take(member.length)
@@ -219,7 +222,7 @@ class Mover:
             self._send(number, row, data)
             boundary("mover.copied")
             if row.tier == Tier.WARM:
-                volume.warm.verify(number, row)
+                volume.warm.verify(number, row, self.courtesy)
             else:
                 volume.cold.verify(row)
             boundary("mover.verified")
@@ -244,7 +247,7 @@ class Mover:
         volume = self.volume
         members = [(extent, offset, length) for extent, _, offset, length in row.intent]
         if row.tier == Tier.WARM:
-            volume.warm.write(number, row, data, members)
+            volume.warm.write(number, row, data, members, self.courtesy)
             return
         with volume.snapshot() as reader:
             owners = sorted({owner for extent, _, _ in members for owner in packs.owners(reader, extent)})
@@ -337,8 +340,9 @@ class Mover:
             return True
 
         with self.volume.segments.writer(len(data), hot_only=True) as writer:
-            writer.write(data)
-            prepared = writer.finish()[0]
+            with self.courtesy.piece():
+                writer.write(data)
+                prepared = writer.finish()[0]
             assert prepared.checksums == checksums, "verified bytes have the extent's checksums"
             boundary("promote.written")
             writer.committing()
