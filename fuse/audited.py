@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from stratum import buckets
+from stratum import inventory
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -94,8 +94,8 @@ class Auditor:
         with self._volume.snapshot() as reader:
             if not reader.has_inode(number):
                 return False
-            directory = reader.inode(number).bucket
-            return any(row.audit_reads for _, row in buckets.scan(reader) if row.inode == directory)
+            _, row = inventory.of(reader).by_inode.get(reader.inode(number).bucket, ("", None))
+            return row is not None and row.audit_reads
 
     def check(self) -> None:
         """Raises `AuditUnavailable`."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import quotas, tree
+from stratum import inventory, quotas, tree
 from stratum.errors import (
     BucketExists,
     BucketNotEmpty,
@@ -91,7 +91,7 @@ def create(
     directory = tree.new_directory(tx, root, mode=mode, uid=uid, gid=gid, explicit=True)
     directory.bucket = directory.number
     row = BucketRow(directory.number, owner, tx.now_ns, acl=acl, region=region)
-    tx.put(b"B" + name.encode(), row.pack())
+    inventory.put(tx, name, row)
     tree.attach(tx, root, tree.path_of_root(name), Dentry(directory.number, Kind.DIRECTORY))
     return row
 
@@ -104,7 +104,7 @@ def change(tx: MetadataTransaction, name: str, **settings: Any) -> BucketRow:
         if not 0 <= settings.get(key, 0) <= 0o7777:
             raise InvalidArgument(f"{key} = {settings[key]:o} is not a mode between 0 and 7777")
     row = replace(get(tx, name), **settings)
-    tx.put(b"B" + name.encode(), row.pack())
+    inventory.put(tx, name, row)
     return row
 
 
@@ -131,7 +131,7 @@ def remove(tx: MetadataTransaction, name: str, *, also_explicit: bool = True) ->
     root = tx.inode(ROOT_INODE)
     tree.detach(tx, root, tree.path_of_root(name), Dentry(row.inode, Kind.DIRECTORY))
     tree.drop_directory(tx, tx.inode(row.inode))
-    tx.delete(b"B" + name.encode())
+    inventory.delete(tx, name)
     tx.forget_usage(row.inode)
     if quotas.of_bucket(tx, row.inode) is not None:
         quotas.set_bucket(tx, row.inode, None)

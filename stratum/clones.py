@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, evidence, mount_names, objects, tree
+from stratum import access_lists, buckets, content, evidence, inventory, mount_names, objects, tree
 from stratum.errors import AccessRefused, Exists, InvalidArgument, InvalidBucketName, NotADirectory, NotFound
 from stratum.files import check_new_name
 from stratum.paths import components
@@ -313,7 +313,7 @@ def _become_bucket(tx: MetadataTransaction, root: Inode, name: str, settings: Bu
     root.flags |= Inode.EXPLICIT
     tx.dirty(root)
     row = replace(settings, inode=root.number, created_ns=tx.now_ns)
-    tx.put(b"B" + name.encode(), row.pack())
+    inventory.put(tx, name, row)
     tree.attach(tx, tx.inode(ROOT_INODE), tree.path_of_root(name), Dentry(root.number, Kind.DIRECTORY))
 
 
@@ -400,7 +400,7 @@ def remove_snapshot(volume: Volume, path: bytes, name: str) -> str:
         row = buckets.get(tx, full) if raw is not None else None
         if row is None or row.snapshot_of != shown:
             raise NotFound(f"{shown!r} has no snapshot {name!r}; `stratum snapshot list` shows what there is")
-        tx.delete(b"B" + full.encode())
+        inventory.delete(tx, full)
         tree.detach(tx, tx.inode(ROOT_INODE), tree.path_of_root(full), Dentry(row.inode, Kind.DIRECTORY))
         root = tx.inode(row.inode)
         root.parent = 0

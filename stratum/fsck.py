@@ -153,7 +153,7 @@ class _Checker:
                     "bucket-without-directory",
                     name,
                     f"its directory {row.inode:#x} is missing",
-                    fsck_repairs.delete_row(b"B" + name.encode()),
+                    fsck_repairs.delete_bucket(name),
                 )
         for entry, dentry in tree.scan_dentries(reader, ROOT_INODE):
             name = os.fsdecode(entry[:-1])
@@ -167,7 +167,7 @@ class _Checker:
                     "directory-without-bucket",
                     name,
                     "the root names a directory that is no bucket",
-                    fsck_repairs.put_row(b"B" + name.encode(), row.pack()),
+                    fsck_repairs.put_bucket(name, row),
                 )
 
     def _check_stray_entries(self, reader: InodeReader) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stratum import content, longkeys, tree
+from stratum import content, inventory, longkeys, tree
 from stratum.multipart import scan_all_parts
 from stratum.schema import ROOT_INODE, Dentry, Kind, key_u64_u64, prefix_range, split_u64_u64
 
@@ -27,6 +27,14 @@ def delete_row(key: bytes) -> Repair:
 
 def put_row(key: bytes, value: bytes) -> Repair:
     return lambda tx: tx.put(key, value)
+
+
+def put_bucket(name: str, row: BucketRow) -> Repair:
+    return lambda tx: inventory.put(tx, name, row)
+
+
+def delete_bucket(name: str) -> Repair:
+    return lambda tx: inventory.delete(tx, name)
 
 
 def put_dentry(name: str, row: BucketRow) -> Repair:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from stratum import inventory
 from stratum.errors import InvalidArgument, QuotaExceeded
 from stratum.schema import key_u64, pack_json, unpack_json
 
@@ -71,25 +72,12 @@ def _put(tx: MetadataTransaction, key: bytes, quota: Quota | None) -> None:
         tx.put(b"gquotas", pack_json({"count": count}))
     else:
         tx.delete(b"gquotas")
+    inventory.changed(tx)  # a volume from before the inventory has none until something changes
 
 
 def owned_by(reader: InodeReader, user_id: str) -> dict[int, str]:
     """The buckets of a user: inode and name."""
-    found = {}
-    for key, raw in reader.scan_prefix(b"B"):
-        row = unpack_json(raw)
-        if row["owner"] == user_id:
-            found[int(row["inode"])] = key[1:].decode()
-    return found
-
-
-def _owner_of(reader: InodeReader, bucket: int) -> tuple[str, str]:
-    """(name, owner) of a bucket's inode."""
-    for key, raw in reader.scan_prefix(b"B"):
-        row = unpack_json(raw)
-        if row["inode"] == bucket:
-            return key[1:].decode(), str(row["owner"])
-    return "", ""
+    return inventory.of(reader).by_owner.get(user_id, {})
 
 
 def _limits(reader: InodeReader, bucket: int) -> Iterator[tuple[str, Quota, int, int]]:
@@ -99,10 +87,10 @@ def _limits(reader: InodeReader, bucket: int) -> Iterator[tuple[str, Quota, int,
         yield "the bucket", quota, *reader.usage_of(bucket)
     if next(iter(reader.scan_prefix(b"v")), None) is None:
         return
-    _, owner = _owner_of(reader, bucket)
-    quota = of_user(reader, owner) if owner else None
-    if quota is not None:
-        used = [reader.usage_of(number) for number in owned_by(reader, owner)]
+    _, row = inventory.of(reader).by_inode.get(bucket, ("", None))
+    quota = of_user(reader, row.owner) if row is not None else None
+    if row is not None and quota is not None:
+        used = [reader.usage_of(number) for number in owned_by(reader, row.owner)]
         yield "its owner", quota, sum(objects for objects, _ in used), sum(size for _, size in used)
 
 
@@ -146,7 +134,7 @@ class Limited:
 def everything(reader: InodeReader) -> Iterator[Limited]:
     if not any_set(reader):
         return
-    names = {int(unpack_json(raw)["inode"]): key[1:].decode() for key, raw in reader.scan_prefix(b"B")}
+    names = {inode: name for inode, (name, _) in inventory.of(reader).by_inode.items()}
     for key, raw in reader.scan_prefix(b"u"):
         bucket = int.from_bytes(key[1:], "big")
         if bucket in names:

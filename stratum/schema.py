@@ -36,7 +36,7 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     c extent, tier               -> CopyRow: a verified copy of the extent in a pack
     d disk                       -> JSON DiskRow: a folder of the warm tier
     f inode                      -> empty: a file that may lie in many pieces (not of the tiers; see compaction)
-    g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log
+    g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log; `gbuckets` differs when a B row does (inventory.py)
     h pack                       -> JSON {why}: a pack whose shards want repair
     j inode, time ns             -> JSON: a decision or move, for `stratum explain`
     l segment, offset            -> 8-byte length: hot bytes of an extent that has left; they are given back, then the row goes

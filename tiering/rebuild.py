@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold, evidence, objects, packs, tree, volume
+from stratum import buckets, cold, evidence, inventory, objects, packs, tree, volume
 from stratum.blocks import BLOCK_BYTES, CHECKSUM_BYTES
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
@@ -257,6 +257,7 @@ class _Builder:
             def load(tx: MetadataTransaction, batch: list[tuple[bytes, bytes]] = batch) -> None:
                 for key, value in batch:
                     tx.put(key, _elsewhere(value) if key[:1] == b"X" else value)
+                inventory.changed(tx)
 
             self._volume.mutate(load)
         self._known = {
@@ -339,7 +340,7 @@ class _Builder:
                     made = buckets.create(tx, name, told["owner"])
                     self._numbers[told["inode"]] = made.inode
                     fresh = BucketRow(**{**told, "inode": made.inode})
-                    tx.put(b"B" + name.encode(), fresh.pack())
+                    inventory.put(tx, name, fresh)
 
         self._volume.mutate(add)
 

@@ -47,6 +47,34 @@ def test_a_quota_is_exact_under_concurrent_writers(opened: Volume) -> None:
     assert len(refused) == 8 * 16 - 37
 
 
+def test_a_quota_of_a_user_follows_its_buckets(opened: Volume) -> None:
+    """Buckets come, go and change hands after the quota was set, in transactions that are committed and in ones that are not."""
+    with opened.snapshot() as reader:
+        owner = buckets.get(reader, BUCKET).owner
+    opened.mutate(lambda tx: quotas.set_user(tx, owner, Quota(bytes=1000)))
+    put(opened, "a", b"x" * 400)
+    opened.mutate(lambda tx: buckets.create(tx, "second", owner))
+    put(opened, "a", b"x" * 600, bucket="second")
+    with pytest.raises(QuotaExceeded, match="1000 bytes"):
+        put(opened, "b", b"x", bucket="second")
+
+    def create_and_fail(tx: MetadataTransaction) -> None:
+        buckets.create(tx, "third", owner)
+        assert quotas.owned_by(tx, owner).keys() >= {buckets.get(tx, "third").inode}
+        raise InvalidArgument("not after all")
+
+    with pytest.raises(InvalidArgument):
+        opened.mutate(create_and_fail)
+    with opened.snapshot() as reader:
+        assert sorted(quotas.owned_by(reader, owner).values()) == sorted([BUCKET, "second"])
+    opened.mutate(lambda tx: buckets.change(tx, "second", owner="somebody"))
+    put(opened, "b", b"x" * 600)
+    delete(opened, "a", bucket="second")
+    opened.mutate(lambda tx: buckets.remove(tx, "second"))
+    with opened.snapshot() as reader:
+        assert quotas.owned_by(reader, "somebody") == {}
+
+
 def test_the_last_byte_fits_and_one_more_does_not(opened: Volume) -> None:
     limit(opened, Quota(bytes=1000))
     put(opened, "a", b"x" * 1000)
