@@ -1,6 +1,6 @@
 """What a cold pack says of itself, so that its bucket alone brings the namespace back.
 
-{format, instance, epoch, pack, made_ns,
+{format, instance, epoch, transaction (of which the files are told), pack, made_ns,
 extents: [{extent, offset, length, checksums (base64)}],
 files: [{inode, version, bucket, names: [base64 path below the bucket], slices: [[file offset, length, extent, extent offset]],
 attributes (base64 of the inode row), metadata (the M row), xattrs: {base64: base64}}],
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, tree
 from stratum.errors import Gone
-from stratum.schema import ROOT_INODE, Inode, key_u64, prefix_range, unpack_json
+from stratum.schema import ROOT_INODE, Inode, Kind, key_u64, prefix_range, unpack_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,11 +29,22 @@ OWN_OBJECT = b""
 """The name, inside its directory, of an object whose key is the directory's own."""
 
 
-class Names:
-    """Paths of inodes. Each directory is read once for all files that are asked for."""
+Moment = tuple[int, int, int]
+"""Epoch, whether the transaction is known, and which it is; else the wall clock in ns. In this order manifests and snapshots were made."""
 
-    def __init__(self, reader: InodeReader) -> None:
+
+def moment_of(told: dict[str, Any]) -> Moment:
+    """When what a manifest or a snapshot tells was so."""
+    known = "transaction" in told
+    return told["epoch"], int(known), told["transaction" if known else "made_ns"]
+
+
+class Names:
+    """Paths of the `wanted` inodes. Each directory is read once for all of them, and no more is kept of it than they need."""
+
+    def __init__(self, reader: InodeReader, wanted: Iterable[int]) -> None:
         self._reader = reader
+        self._wanted = set(wanted)
         self._buckets = {row.inode: name for name, row in buckets.scan(reader)}
         self._entries: dict[int, dict[int, list[bytes]]] = {}
 
@@ -42,7 +53,8 @@ class Names:
         if found is None:
             found = self._entries[directory] = {}
             for entry, dentry in tree.scan_dentries(self._reader, directory):
-                found.setdefault(dentry.inode, []).append(entry)
+                if dentry.kind == Kind.DIRECTORY or dentry.inode in self._wanted:
+                    found.setdefault(dentry.inode, []).append(entry)
         return found
 
     def directory(self, number: int) -> tuple[str, bytes] | None:
@@ -114,7 +126,8 @@ def describe(
     inodes: Iterable[int],
 ) -> dict[str, Any]:
     """The manifest of a pack; `members` lists (extent, offset, length), `inodes` are the files that own them."""
-    names = Names(reader)
+    inodes = list(inodes)
+    names = Names(reader, inodes)
     files: list[dict[str, Any]] = []
     bucket_names: set[str] = set()
     for number in inodes:
@@ -129,6 +142,7 @@ def describe(
         "format": FORMAT,
         "instance": instance,
         "epoch": epoch,
+        "transaction": reader.id,
         "pack": pack,
         "made_ns": time.time_ns(),
         "extents": [

@@ -1,63 +1,51 @@
 """`stratum rebuild`: a new volume from the bucket of one that is lost.
 
-With the newest metadata snapshot everything comes back as it was then, brought up to date by packs made after it; without one,
+With the newest metadata snapshot everything comes back as it was then, brought up to date by packs that were sent after it; without one,
 what packs say of the files they hold. Files of which bytes lay only on the lost disks are left out and listed.
 
 The new volume takes over the marker under a higher epoch: the old one, should it come back, refuses to write.
+
+Nothing here holds a row a file in memory: what packs say lies in a file meanwhile, and rows go into the store as they come.
 """
 
 from __future__ import annotations
 
-import base64
+import calendar
+import json
 import shutil
+import tempfile
 import time
 import zlib
-from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold, evidence, inventory, objects, packs, tree, volume
-from stratum.blocks import BLOCK_BYTES, CHECKSUM_BYTES
+from stratum import buckets, cold, manifest, volume
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
-from stratum.errors import Gone, InvalidArgument, NotFound, TierUnavailable
+from stratum.errors import InvalidArgument, NotFound, TierUnavailable
 from stratum.identity import Identities
 from stratum.log import get_logger
-from stratum.manifest import Names
-from stratum.schema import (
-    ELSEWHERE_SEGMENT,
-    STORED_SEGMENT,
-    BucketRow,
-    Dentry,
-    ExtentRow,
-    Inode,
-    Kind,
-    ObjectMetadata,
-    Slice,
-    key_u64,
-    key_u64_u64,
-    pack_json,
-    pack_u64,
-    unpack_u64,
-)
-from stratum.tier_rows import VALID, AccessRow, CopyRow, PackRow, Tier
-from stratum.tiering.mover import hottest
-from stratum.tiering.snapshots import SEAL_KEY, parse
+from stratum.schema import pack_u64, unpack_json, unpack_u64
+from stratum.tier_rows import VALID, PackRow, Tier
+from stratum.tiering.rebuild_files import Builder
+from stratum.tiering.snapshots import SEAL_KEY, TAKEN_KEY, parse
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
     from stratum.cold import Remote
     from stratum.cold_backends.contract import ObjectInfo
+    from stratum.manifest import Moment
     from stratum.tier_rows import ColdRow
     from stratum.transaction import MetadataTransaction
 
 log = get_logger("rebuild")
-ROWS_AT_ONCE = 2000
-FILES_AT_ONCE = 200
+PIECE_BYTES = 1024 * 1024
+SESSIONS_SKIPPED = 1_000_000
+"""Between the sessions that the old volume is known to have had and ours."""
 
 
 @dataclass(slots=True)
@@ -75,16 +63,111 @@ class Report:
 
 
 @dataclass(slots=True)
+class _Told:
+    """A pack, and where in the spool its manifest lies."""
+
+    row: PackRow
+    moment: Moment
+    at: int
+    length: int
+
+
+@dataclass(slots=True)
 class _Found:
-    """What a bucket holds of an instance: pack rows with their manifests, by number."""
+    """What a bucket holds of an instance. `session`: the newest one that its numbers tell of."""
 
     instance: str
     epoch: int
-    packs: dict[int, tuple[PackRow, dict[str, Any]]]
-    index: str = ""
+    spool: BinaryIO
+    indexes: list[str]
+    packs: dict[int, _Told] = field(default_factory=dict)
+    session: int = 0
+
+    def add(self, row: PackRow, told: dict[str, Any]) -> None:
+        packed = zlib.compress(json.dumps(told).encode(), 1)
+        at = self.spool.seek(0, 2)
+        self.spool.write(packed)
+        self.packs[int(told["pack"])] = _Told(row, manifest.moment_of(told), at, len(packed))
+        extents, inodes = (entry["extent"] for entry in told["extents"]), (entry["inode"] for entry in told["files"])
+        self.session = max(self.session, int(told["pack"]) >> 32, *(number >> 32 for number in (*extents, *inodes)))
+
+    def in_order(self) -> Iterator[tuple[int, PackRow, Moment, dict[str, Any]]]:
+        """From the oldest manifest to the newest."""
+        for number, told in sorted(self.packs.items(), key=lambda item: (item[1].moment, item[0])):
+            self.spool.seek(told.at)
+            yield number, told.row, told.moment, json.loads(zlib.decompress(self.spool.read(told.length)))
 
 
-def _look(remote: Remote, name: str, report: Report, watch: Callable[[int, int], None]) -> _Found:
+@dataclass(slots=True)
+class _Snapshot:
+    """A whole snapshot in a file. `is_sure`: of `moment`; snapshots of older programs only tell when they had been sent, which was later."""
+
+    file: BinaryIO
+    moment: Moment
+    is_sure: bool = False
+    seal: bytes = b""
+    session: int = 0
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Raises `ValueError` or `zlib.error` if it is damaged."""
+        self.file.seek(0)
+        for key, value in parse(iter(lambda: self.file.read(PIECE_BYTES), b"")):
+            if key not in {SEAL_KEY, TAKEN_KEY}:
+                yield key, value
+
+    def look(self) -> None:
+        """Read all of it once. Raises as `rows`."""
+        self.file.seek(0)
+        for key, value in parse(iter(lambda: self.file.read(PIECE_BYTES), b"")):
+            if key == SEAL_KEY:
+                self.seal = value
+            elif key == TAKEN_KEY:
+                self.moment, self.is_sure = manifest.moment_of(unpack_json(value)), True
+            elif key[:1] in {b"I", b"X", b"p"}:
+                self.session = max(self.session, unpack_u64(key[1:])[0] >> 32)
+
+
+def rebuild(
+    root: Path,
+    settings: dict[str, Any],
+    warm_paths: list[Path],
+    name: str,
+    row: ColdRow,
+    *,
+    watch: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Report:
+    """Make the volume. Raises `NotFound`, `TierUnavailable`, `ForeignRemote` or what making a volume raises; the folder is
+    then removed again, and the bucket is as it was.
+    """
+    report = Report()
+    remote = cold.open_remote(name, replace(row, can={}), request_s_max=60.0)
+    try:
+        with _file_beside(root) as spool:
+            found = _look(remote, name, spool, report, watch)
+            volume.create(root, settings)
+            try:
+                with _file_beside(root) as file:
+                    snapshot = _snapshot(remote, found, file, report)
+                    fresh = replace(row, epoch=found.epoch + 1, added_s=int(time.time()))
+                    _restore(root, snapshot, found, fresh, name, warm_paths, report)
+                try:
+                    cold.write_marker(remote, found.instance, found.epoch + 1, new=False)
+                except RemoteError as error:
+                    raise TierUnavailable(f"the marker cannot be written: {error.message}") from error
+            except BaseException:
+                shutil.rmtree(root)
+                raise
+    finally:
+        remote.plain.close()
+    return report
+
+
+def _file_beside(root: Path) -> Any:
+    """Without a name, on the disk that the volume will be on."""
+    return tempfile.TemporaryFile(dir=root.parent if root.parent.is_dir() else None)
+
+
+def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Callable[[int, int], None]) -> _Found:
     """`watch(done, total)` counts the bytes of the objects looked at. Raises `NotFound` if there is no volume, `TierUnavailable` if the bucket cannot be read."""
     try:
         marker = cold.read_marker(remote)
@@ -93,7 +176,7 @@ def _look(remote: Remote, name: str, report: Report, watch: Callable[[int, int],
         prefix = f"v1/{marker['instance']}/"
         listed = list(remote.sealed.list(prefix))
         indexes = sorted(info.key for info in listed if info.key.startswith(prefix + "_index/"))
-        found = _Found(marker["instance"], marker["epoch"], {}, indexes[-1] if indexes else "")
+        found = _Found(marker["instance"], marker["epoch"], spool, indexes)
         total, done = sum(info.size for info in listed), 0
         for info in listed:
             if not info.key.startswith(prefix + "_"):
@@ -122,75 +205,63 @@ def _read_pack(remote: Remote, name: str, info: ObjectInfo, found: _Found, repor
     length = max((row["offset"] + row["length"] for row in extents), default=0)
     digest = str(remote.sealed.head(info.key).metadata.get("stratum-sha256", ""))
     row = PackRow(
-        Tier.COLD, VALID, 0, length, digest, told["made_ns"] // 1_000_000_000, extents=len(extents),
-        live_bytes=sum(entry["length"] for entry in extents), remote=name, key=info.key, version=info.version,
+        Tier.COLD, VALID, 0, length, digest, told["made_ns"] // 1_000_000_000, remote=name, key=info.key, version=info.version
     )  # fmt: skip
-    found.packs[int(told["pack"])] = (row, told)
+    found.add(row, told)
 
 
-def rebuild(
-    root: Path,
-    settings: dict[str, Any],
-    warm_paths: list[Path],
-    name: str,
-    row: ColdRow,
-    *,
-    watch: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Report:
-    """Make the volume. Raises `NotFound`, `TierUnavailable`, `ForeignRemote` or what making a volume raises; the folder is
-    then removed again, and the bucket is as it was.
-    """
-    report = Report()
-    remote = cold.open_remote(name, replace(row, can={}), request_s_max=60.0)
-    found = _look(remote, name, report, watch)
-    volume.create(root, settings)
-    try:
-        rows = _snapshot_rows(remote, found, report)
-        _restore(
-            root, rows, found, replace(row, epoch=found.epoch + 1, added_s=int(time.time())), name, warm_paths, report
-        )
+def _snapshot(remote: Remote, found: _Found, file: BinaryIO, report: Report) -> _Snapshot | None:
+    """The newest snapshot that is whole."""
+    for key in reversed(found.indexes):
         try:
-            cold.write_marker(remote, found.instance, found.epoch + 1, new=False)
-        except RemoteError as error:
-            raise TierUnavailable(f"the marker cannot be written: {error.message}") from error
-    except BaseException:
-        shutil.rmtree(root)
-        raise
-    finally:
-        remote.plain.close()
-    return report
-
-
-def _snapshot_rows(remote: Remote, found: _Found, report: Report) -> dict[bytes, bytes]:
-    if not found.index:
-        return {}
-    try:
-        rows = dict(parse(remote.sealed.get(found.index).pieces))
-    except (RemoteError, zlib.error, ValueError) as error:
-        log.warning("snapshot_not_read", key=found.index, error=str(error))
-        report.damaged.append(found.index)
-        return {}
-    report.snapshot = found.index
-    return rows
+            sent_s = calendar.timegm(time.strptime(key.rpartition("/")[2], "%Y%m%d-%H%M%S"))
+            moment = manifest.moment_of({"epoch": found.epoch, "made_ns": (sent_s + 1) * 1_000_000_000})
+            snapshot = _Snapshot(file, moment)
+            file.seek(0)
+            file.truncate()
+            file.writelines(remote.sealed.get(key).pieces)
+            snapshot.look()
+        except (RemoteError, zlib.error, ValueError) as error:
+            log.warning("snapshot_not_read", key=key, error=str(error))
+            report.damaged.append(key)
+            continue
+        report.snapshot = key
+        return snapshot
+    return None
 
 
 def _restore(
-    root: Path, rows: dict[bytes, bytes], found: _Found, row: ColdRow, name: str, warm_paths: list[Path], report: Report
-) -> None:
-    seal = rows.pop(SEAL_KEY, None)
-    if seal is not None:
-        (root / "meta" / "seal.key").write_bytes(seal)
+    root: Path, snapshot: _Snapshot | None, found: _Found, row: ColdRow, name: str, warm_paths: list[Path], report: Report
+) -> None:  # fmt: skip
+    if snapshot is not None and snapshot.seal:
+        (root / "meta" / "seal.key").write_bytes(snapshot.seal)
+    # A session of its own, so that the numbers we give out are not those of the old volume.
+    newest = max(found.session, snapshot.session if snapshot is not None else 0)
     with Volume(root, "rebuild") as opened:
-        builder = _Builder(opened, found, name, report)
-        builder.prepare(row)
-        if rows:
-            builder.load(rows)
-        builder.add_packs()
-        builder.add_files(newer_only=bool(rows))
-        builder.drop_lost()
+        opened.mutate(lambda tx: _reserve(tx, newest + SESSIONS_SKIPPED))
+    with Volume(root, "rebuild") as opened:
+        builder = Builder(opened, name)
+        builder.adopt(found.instance, row)
+        if snapshot is not None:
+            builder.load(snapshot.rows())
+        for number, pack, moment, told in found.in_order():
+            builder.add_pack(number, pack, told)
+            if snapshot is None or moment > snapshot.moment:
+                builder.add_files(told)
+            elif not snapshot.is_sure:
+                builder.add_files(told, only_what_is_free=True)
+        report.packs = len(found.packs)
+        report.lost = builder.drop_lost()
+        report.files, report.size = builder.settle()
         _give_access(opened, report)
         for path in warm_paths:
             opened.warm.add(path)
+
+
+def _reserve(tx: MetadataTransaction, session: int) -> None:
+    """Sessions up to this one are taken."""
+    raw = tx.get(b"Csession")
+    tx.put(b"Csession", pack_u64(max(unpack_u64(raw)[0] if raw else 0, session)))
 
 
 def _give_access(opened: Volume, report: Report) -> None:
@@ -208,275 +279,3 @@ def _give_access(opened: Volume, report: Report) -> None:
                     buckets.change(tx, bucket, owner=user.user_id)
 
         opened.mutate(adopt)
-
-
-class _Builder:
-    def __init__(self, opened: Volume, found: _Found, name: str, report: Report) -> None:
-        self._volume = opened
-        self._found = found
-        self._name = name
-        self._report = report
-        self._known: dict[int, int] = {}
-        self._numbers: dict[int, int] = {}
-
-    def prepare(self, row: ColdRow) -> None:
-        """The new volume is the old instance, and gives out numbers that the old one never did."""
-        sessions = [number >> 32 for number in self._found.packs]
-        sessions += [entry["extent"] >> 32 for _, told in self._found.packs.values() for entry in told["extents"]]
-        sessions += [entry["inode"] >> 32 for _, told in self._found.packs.values() for entry in told["files"]]
-        self._reserve(max(sessions, default=0))
-
-        def prepare(tx: MetadataTransaction) -> None:
-            tx.put(b"ginstance", pack_json({"id": self._found.instance}))
-            tx.put(b"n" + self._name.encode(), row.encode())
-
-        self._volume.mutate(prepare)
-        self._volume.instance = self._found.instance
-
-    def _reserve(self, session: int) -> None:
-        """Numbers of sessions up to this one are taken; ours is far behind them."""
-        wanted = session + 1_000_000
-
-        def reserve(tx: MetadataTransaction) -> None:
-            raw = tx.get(b"Csession")
-            tx.put(b"Csession", pack_u64(max(unpack_u64(raw)[0] if raw else 0, wanted)))
-
-        self._volume.mutate(reserve)
-
-    # -- the snapshot -------------------------------------------------------------------------------------------------
-
-    def load(self, rows: dict[bytes, bytes]) -> None:
-        """Rows as they were, but for bytes that lay on the lost disks."""
-        self._reserve(max((unpack_u64(key[1:])[0] >> 32 for key in rows if key[:1] in {b"I", b"X", b"p"}), default=0))
-        skipped = {b"d", b"g", b"n", b"p", b"q", b"c", b"G", b"j"}
-        items = [(key, value) for key, value in rows.items() if key[:1] not in skipped and key != b"I" + pack_u64(1)]
-        items.append((b"I" + pack_u64(1), rows[b"I" + pack_u64(1)]))
-        for at in range(0, len(items), ROWS_AT_ONCE):
-            batch = items[at : at + ROWS_AT_ONCE]
-
-            def load(tx: MetadataTransaction, batch: list[tuple[bytes, bytes]] = batch) -> None:
-                for key, value in batch:
-                    tx.put(key, _elsewhere(value) if key[:1] == b"X" else value)
-                inventory.changed(tx)
-
-            self._volume.mutate(load)
-        self._known = {
-            (number := unpack_u64(key[1:])[0]): Inode.unpack(number, value).version
-            for key, value in rows.items()
-            if key[:1] == b"I"
-        }
-        self._report.files = sum(1 for key, value in rows.items() if key[:1] == b"I" and value[0] == Kind.FILE)
-
-    # -- packs --------------------------------------------------------------------------------------------------------
-
-    def add_packs(self) -> None:
-        """Every pack of the bucket and the extents it holds; an extent in two of them is taken from the newer one."""
-        newest: dict[int, int] = {}
-        for number, (_, told) in sorted(self._found.packs.items(), key=lambda item: item[1][1]["made_ns"]):
-            for entry in told["extents"]:
-                newest[entry["extent"]] = number
-        self._report.packs = len(self._found.packs)
-        for number, (row, told) in self._found.packs.items():
-            held = [entry for entry in told["extents"] if newest[entry["extent"]] == number]
-
-            def add(
-                tx: MetadataTransaction, number: int = number, row: PackRow = row, held: list[dict[str, Any]] = held
-            ) -> None:
-                row.extents, row.live_bytes = len(held), sum(entry["length"] for entry in held)
-                packs.put(tx, number, row)
-                for entry in held:
-                    extent, place = entry["extent"], CopyRow(number, entry["offset"], entry["length"])
-                    tx.put(packs.copy_key(extent, Tier.COLD), place.encode())
-                    tx.put(key_u64_u64(b"q", number, extent), place.encode())
-                    self._add_extent(tx, entry)
-
-            self._volume.mutate(add)
-
-    def _add_extent(self, tx: MetadataTransaction, entry: dict[str, Any]) -> None:
-        number, sums = entry["extent"], base64.b64decode(entry["checksums"])
-        if not tx.has_extent(number):
-            tx.put(key_u64(b"X", number), ExtentRow(entry["length"], ELSEWHERE_SEGMENT, 0, 0).pack(sums))
-            if len(sums) > 256:
-                tx.put(key_u64(b"K", number), sums)
-            return
-        row, known = tx.extent(number)
-        blocks = -(-row.length // BLOCK_BYTES) * CHECKSUM_BYTES
-        if row.segment == ELSEWHERE_SEGMENT and len(known) != blocks:
-            tx.set_checksums(number, sums)
-
-    # -- files --------------------------------------------------------------------------------------------------------
-
-    def add_files(self, *, newer_only: bool) -> None:
-        """Files as the newest manifest that names them tells; beside a snapshot only those it does not know."""
-        latest: dict[int, dict[str, Any]] = {}
-        rows: dict[str, dict[str, Any]] = {}
-        for _, told in sorted((item for item in self._found.packs.values()), key=lambda item: item[1]["made_ns"]):
-            for entry in told["files"]:
-                before = latest.get(entry["inode"])
-                if before is None or entry["version"] >= before["version"]:
-                    latest[entry["inode"]] = entry
-            rows.update(told["buckets"])
-        wanted = [
-            entry for number, entry in latest.items() if not newer_only or entry["version"] > self._known.get(number, 0)
-        ]
-        self._add_buckets(rows)
-        for at in range(0, len(wanted), FILES_AT_ONCE):
-            batch = sorted(wanted, key=lambda entry: entry["inode"])[at : at + FILES_AT_ONCE]
-
-            def add(tx: MetadataTransaction, batch: list[dict[str, Any]] = batch) -> None:
-                for entry in batch:
-                    if entry["inode"] in self._known:
-                        self._update_file(tx, entry)
-                    else:
-                        self._add_file(tx, entry)
-
-            self._volume.mutate(add)
-        self._report.files += sum(1 for entry in wanted if entry["inode"] not in self._known)
-
-    def _add_buckets(self, rows: dict[str, dict[str, Any]]) -> None:
-        def add(tx: MetadataTransaction) -> None:
-            for name, told in rows.items():
-                if tx.get(b"B" + name.encode()) is None:
-                    made = buckets.create(tx, name, told["owner"])
-                    self._numbers[told["inode"]] = made.inode
-                    fresh = BucketRow(**{**told, "inode": made.inode})
-                    inventory.put(tx, name, fresh)
-
-        self._volume.mutate(add)
-
-    def _update_file(self, tx: MetadataTransaction, entry: dict[str, Any]) -> None:
-        """The content of a file that was written after the snapshot; its names are those of the snapshot."""
-        inode = tx.inode(entry["inode"])
-        told = Inode.unpack(entry["inode"], base64.b64decode(entry["attributes"]))
-        for piece in tx.slices(inode.number):
-            tx.delete(key_u64_u64(b"S", inode.number, piece.file_offset))
-        tx.delete(key_u64(b"N", inode.number))
-        inode.flags &= ~Inode.INLINE
-        tx.usage(inode.bucket, 0, told.size - inode.size)
-        inode.size, inode.version, inode.etag, inode.etag_parts = told.size, told.version, told.etag, told.etag_parts
-        inode.mtime_ns, inode.ctime_ns = told.mtime_ns, told.ctime_ns
-        for offset, length, extent, inside in entry["slices"]:
-            tx.put_slice(inode.number, Slice(offset, length, extent, inside), moved=True)
-        tx.dirty(inode)
-
-    def _add_file(self, tx: MetadataTransaction, entry: dict[str, Any]) -> None:
-        try:
-            bucket = buckets.get(tx, entry["bucket"])
-        except NotFound:
-            return
-        inode = Inode.unpack(entry["inode"], base64.b64decode(entry["attributes"]))
-        inode.bucket, inode.nlink, inode.flags, inode.size = bucket.inode, 0, 0, 0
-        size = Inode.unpack(entry["inode"], base64.b64decode(entry["attributes"])).size
-        tx.add_inode(inode)
-        for key in map(base64.b64decode, entry["names"]):
-            entries, name = tree.split_key(key)
-            parent = tree.ensure_directories(tx, bucket, entries)
-            if not name or tree.get_dentry(tx, parent.number, name) is not None:
-                if not name and not parent.object_inode:
-                    tree.change_liveness(tx, parent, lambda directory: setattr(directory, "rdev", inode.number))
-                    tx.usage(bucket.inode, 1, 0)
-                    inode.nlink += 1
-                    inode.parent = parent.number
-                continue  # a file that was put there later has the name
-            tree.attach(tx, parent, name, Dentry(inode.number, inode.kind))
-            inode.nlink += 1
-        if not inode.nlink:
-            tx.remove_inode(inode.number)
-            return
-        for offset, length, extent, inside in entry["slices"]:
-            tx.put_slice(inode.number, Slice(offset, length, extent, inside), moved=True)
-            if tx.has_extent(extent):
-                tx.reference_extent(extent, 1)
-        tx.usage(bucket.inode, 0, size)
-        inode.size = size
-        if "metadata" in entry:
-            objects.set_metadata(tx, inode, ObjectMetadata.unpack(pack_json(entry["metadata"])))
-            tx.delete(key_u64(b"m", inode.number))
-        for attribute, value in entry.get("xattrs", {}).items():
-            tx.put(key_u64(b"Y", inode.number) + base64.b64decode(attribute), base64.b64decode(value))
-        used_s = max(inode.mtime_ns, 0) // 1_000_000_000
-        if evidence.get(tx, inode.number) is None and entry["slices"]:
-            evidence.put(tx, inode.number, AccessRow(Tier.COLD, used_s, used_s, last_write_s=used_s), None)
-        tx.dirty(inode)
-
-    # -- what is not there --------------------------------------------------------------------------------------------
-
-    def drop_lost(self) -> None:
-        """Set every extent's references right, and remove files of which bytes are nowhere."""
-        with self._volume.snapshot() as reader:
-            copied = {unpack_u64(key[1:9])[0] for key, _ in reader.scan(b"c", b"d")}
-            references: Counter[int] = Counter()
-            lost: set[int] = set()
-            for key, raw in reader.scan(b"S", b"T"):
-                number = unpack_u64(key[1:9])[0]
-                extent = Slice.unpack(0, raw).extent
-                references[extent] += 1
-                known = reader.get(key_u64(b"X", extent))
-                stored = known is not None and ExtentRow.unpack(known)[0].segment == STORED_SEGMENT
-                if known is None or not (stored or extent in copied):
-                    lost.add(number)
-            extents = {unpack_u64(key[1:])[0]: ExtentRow.unpack(raw)[0] for key, raw in reader.scan(b"X", b"Y")}
-        wrong = {number: references[number] for number, row in extents.items() if row.references != references[number]}
-        items = list(wrong.items())
-        for at in range(0, len(items), ROWS_AT_ONCE):
-            batch = items[at : at + ROWS_AT_ONCE]
-            self._volume.mutate(partial(_set_references, batch=batch))
-        for number in lost:
-            self._drop_file(number)
-        self._settle_tiers()
-
-    def _drop_file(self, number: int) -> None:
-        with self._volume.snapshot() as reader:
-            try:
-                inode = reader.inode(number)
-            except Gone:
-                return
-            bucket, keys = Names(reader).of(inode)
-
-        def drop(tx: MetadataTransaction) -> None:
-            for piece in tx.slices(number):
-                if not tx.has_extent(piece.extent):
-                    tx.delete(key_u64_u64(b"S", number, piece.file_offset))
-            row = buckets.get(tx, bucket)
-            for key in keys:
-                objects.delete(tx, row, key)
-
-        self._report.lost += [f"{bucket}/{key.decode('utf-8', 'surrogateescape')}" for key in keys]
-        self._report.files -= 1
-        if keys:
-            self._volume.mutate(drop)
-
-    def _settle_tiers(self) -> None:
-        """Everything that was warm or hot is cold now, or lies in the store."""
-        with self._volume.snapshot() as reader:
-            rows = [(unpack_u64(key[1:])[0], AccessRow.unpack(raw)) for key, raw in reader.scan(b"a", b"b")]
-        for at in range(0, len(rows), FILES_AT_ONCE):
-            batch = rows[at : at + FILES_AT_ONCE]
-
-            def settle(tx: MetadataTransaction, batch: list[tuple[int, AccessRow]] = batch) -> None:
-                for number, row in batch:
-                    if not tx.has_inode(number):
-                        evidence.forget(tx, number)
-                        continue
-                    tier = hottest(tx, [piece.extent for piece in tx.slices(number)])
-                    if tier != row.tier:
-                        fresh = AccessRow.unpack(row.pack())
-                        fresh.tier = tier
-                        evidence.put(tx, number, fresh, row)
-                    self._report.size += tx.inode(number).size
-
-            self._volume.mutate(settle)
-
-
-def _set_references(tx: MetadataTransaction, batch: list[tuple[int, int]]) -> None:
-    for number, count in batch:
-        tx.set_references(number, count)
-
-
-def _elsewhere(raw: bytes) -> bytes:
-    """An extent's row without the hot bytes that are lost."""
-    row, sums = ExtentRow.unpack(raw)
-    if row.segment not in {STORED_SEGMENT, ELSEWHERE_SEGMENT}:
-        row.segment, row.offset = ELSEWHERE_SEGMENT, 0
-        row.generation += 1
-    return row.pack(sums)

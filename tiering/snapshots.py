@@ -43,18 +43,25 @@ _ROW = struct.Struct(">HI")
 TABLES = b"BDGHIKMNPRSUWXYabcdjnopqst"
 """What a snapshot holds. Not here: sessions and what hangs on them, change logs, queues, and A, which is added if it is safe."""
 SEAL_KEY = b"\0seal.key"
+TAKEN_KEY = b"\0taken"
+"""JSON {epoch, transaction}: what the rows are of (manifest.moment_of)."""
 
 
-def rows(volume: Volume, *, with_secrets: bool) -> Iterator[bytes]:
+def _record(key: bytes, value: bytes) -> bytes:
+    return _ROW.pack(len(key), len(value)) + key + value
+
+
+def rows(volume: Volume, epoch: int, *, with_secrets: bool) -> Iterator[bytes]:
     """The stream before compression. Stored extents (E) come along: their bytes are nowhere else."""
     with volume.snapshot() as reader:
+        yield _record(TAKEN_KEY, pack_json({"epoch": epoch, "transaction": reader.id}))
         for letter in sorted(TABLES + b"E" + (b"A" if with_secrets else b"")):
             table = bytes((letter,))
             for key, value in reader.scan(table, bytes((letter + 1,))):
-                yield _ROW.pack(len(key), len(value)) + key + value
+                yield _record(key, value)
     if with_secrets:
         secret = (volume.meta / "seal.key").read_bytes()
-        yield _ROW.pack(len(SEAL_KEY), len(secret)) + SEAL_KEY + secret
+        yield _record(SEAL_KEY, secret)
 
 
 def parse(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -84,7 +91,7 @@ def take(volume: Volume, name: str, *, ending: Callable[[], bool] = lambda: Fals
     with tempfile.TemporaryFile(dir=volume.meta) as spool:
         compressor = zlib.compressobj(LEVEL)
         try:
-            for number, piece in enumerate(rows(volume, with_secrets=bool(row.encryption_key))):
+            for number, piece in enumerate(rows(volume, row.epoch, with_secrets=bool(row.encryption_key))):
                 spool.write(compressor.compress(piece))
                 if number % ROWS_A_LOOK == 0 and ending():
                     raise Busy("the snapshot was not finished; it is taken again")

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import struct
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import cold, cold_admin, cold_files, files, fsck, objects
+from stratum import buckets, cold, cold_admin, cold_files, files, fsck, manifest, objects, tree
 from stratum.buckets import get as get_bucket
 from stratum.errors import Busy, ForeignRemote, NotFound, StratumError
 from stratum.files import Attributes
+from stratum.housekeeping import run_once
 from stratum.identity import Identities
 from stratum.listing import list_page
-from stratum.schema import Kind, ObjectMetadata
+from stratum.schema import Inode, Kind, ObjectMetadata
 from stratum.tier_rows import Tier
 from stratum.tiering import snapshots
 from stratum.tiering.mover import Mover
 from stratum.tiering.rebuild import Report, rebuild
 from stratum.volume import Volume
-from tests.support import BUCKET, get, put
+from tests.support import BUCKET, delete, get, put
 from tests.tiers.conftest import directory_row, make_tiered
 
 if TYPE_CHECKING:
@@ -86,7 +90,7 @@ def picture(opened: Volume) -> dict[bytes, tuple[Any, ...]]:
 
 def all_files(opened: Volume) -> list[int]:
     with opened.snapshot() as reader:
-        from stratum.schema import Inode, unpack_u64
+        from stratum.schema import unpack_u64
 
         rows = ((unpack_u64(key[1:])[0], raw) for key, raw in reader.scan(b"I", b"J"))
         return [number for number, raw in rows if Inode.unpack(number, raw).kind == Kind.FILE]
@@ -143,6 +147,202 @@ def test_files_newer_than_the_snapshot_come_from_packs(tmp_path: Path) -> None:
         assert get(opened, "inline") == b"only in the snapshot"
         assert get(opened, "late") == b"l" * 30_000
         assert sorted(picture(opened)) == [b"inline", b"late", b"old"]
+        assert fsck.check(opened) == []
+
+
+def send(opened: Volume, *keys: str) -> None:
+    with opened.snapshot() as reader:
+        row = get_bucket(reader, BUCKET)
+        inodes = [objects.head(reader, row, key.encode()).inode.number for key in keys]
+    assert Mover(opened).move(inodes, Tier.COLD, cause="test", alone=True).failed == {}
+
+
+@pytest.mark.parametrize("snapshot", ["none", "before", "between", "after"])
+def test_the_newest_object_of_a_key_comes_back(tmp_path: Path, snapshot: str) -> None:
+    """What it replaced may lie in the bucket for a week more."""
+    with Volume(make_tiered(tmp_path, cold__delete_after_s=7 * 86400.0), "test") as opened:
+        for moment, data in (("before", b"1"), ("between", b"2"), ("after", b"3")):
+            put(opened, "k", data * 50_000)
+            send(opened, "k")
+            if snapshot == moment:
+                snapshots.take(opened, "archive")
+        run_once(opened)
+    report, root = again(tmp_path)
+    assert (report.files, report.lost, report.packs) == (1, [], 3)
+    with Volume(root, "test") as opened:
+        assert get(opened, "k") == b"3" * 50_000
+        assert list(picture(opened)) == [b"k"]
+        assert fsck.check(opened) == []
+
+
+def test_what_was_deleted_before_the_snapshot_stays_away(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path, cold__delete_after_s=7 * 86400.0), "test") as opened:
+        for key in ("gone", "kept"):
+            put(opened, key, key.encode() * 10_000)
+        opened.mutate(lambda tx: buckets.create(tx, "second", get_bucket(tx, BUCKET).owner))
+        put(opened, "k", b"k" * 50_000, bucket="second")
+        assert Mover(opened).move(all_files(opened), Tier.COLD, cause="test", alone=True).failed == {}
+        delete(opened, "gone")
+        delete(opened, "k", bucket="second")
+        opened.mutate(lambda tx: buckets.remove(tx, "second"))
+        snapshots.take(opened, "archive")
+    report, root = again(tmp_path)
+    assert report.files == 1
+    with Volume(root, "test") as opened:
+        assert list(picture(opened)) == [b"kept"]
+        with opened.snapshot() as reader:
+            assert [name for name, _ in buckets.scan(reader)] == [BUCKET]
+        assert fsck.check(opened) == []
+
+
+def test_without_a_snapshot_what_was_deleted_comes_back(tmp_path: Path) -> None:
+    """Nothing in the bucket says that it was."""
+    with Volume(make_tiered(tmp_path, cold__delete_after_s=7 * 86400.0), "test") as opened:
+        put(opened, "gone", b"g" * 50_000)
+        send(opened, "gone")
+        delete(opened, "gone")
+        run_once(opened)
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        assert get(opened, "gone") == b"g" * 50_000
+        assert fsck.check(opened) == []
+
+
+@pytest.mark.parametrize("with_snapshot", [False, True])
+def test_a_file_that_was_renamed_and_sent_again_has_its_new_name(tmp_path: Path, with_snapshot: bool) -> None:
+    with Volume(make_tiered(tmp_path, cold__delete_after_s=7 * 86400.0), "test") as opened:
+        inode = put(opened, "d/old", b"1" * 50_000)
+        put(opened, "d/other", b"o" * 50_000)
+        send(opened, "d/old", "d/other")
+        if with_snapshot:
+            snapshots.take(opened, "archive")
+
+        def rename_and_write(tx: Any) -> None:
+            row = get_bucket(tx, BUCKET)
+            directory = tree.walk(tx, row.inode, [b"d/"])
+            assert directory is not None
+            files.rename(tx, directory, b"old", row.inode, b"new", 0, lambda _: False)
+            tx.dirty(tx.inode(inode.number))
+
+        opened.mutate(rename_and_write)
+        with opened.snapshot() as reader:
+            extents = [piece.extent for piece in reader.slices(inode.number)]
+        Mover(opened).copy(extents, Tier.COLD, again=True, alone=True)
+        put(opened, "d/old", b"2" * 50_000)
+        send(opened, "d/old")
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        assert {key: get(opened, key)[:1] for key in picture(opened)} == {
+            b"new": b"1",
+            b"d/old": b"2",
+            b"d/other": b"o",
+        }
+        assert fsck.check(opened) == []
+
+
+@pytest.mark.parametrize("with_snapshot", [False, True])
+def test_a_snapshot_of_an_older_program_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_snapshot: bool
+) -> None:
+    """It does not say what it is of, and neither do manifests; they tell the time."""
+    monkeypatch.setattr(snapshots, "TAKEN_KEY", b"\0other")
+    describe = manifest.describe
+
+    def without_transaction(*args: Any) -> dict[str, Any]:
+        told = describe(*args)
+        del told["transaction"]
+        return told
+
+    monkeypatch.setattr(manifest, "describe", without_transaction)
+    with Volume(make_tiered(tmp_path, cold__delete_after_s=7 * 86400.0), "test") as opened:
+        put(opened, "k", b"1" * 50_000)
+        put(opened, "gone", b"g" * 50_000)
+        send(opened, "k", "gone")
+        delete(opened, "gone")
+        put(opened, "k", b"only in the snapshot" if with_snapshot else b"2" * 50_000)
+        if with_snapshot:
+            snapshots.take(opened, "archive")
+        else:
+            send(opened, "k")
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        assert get(opened, "k") == (b"only in the snapshot" if with_snapshot else b"2" * 50_000)
+        assert get(opened, "gone") == b"g" * 50_000, "it may have been made while the snapshot was on its way"
+        assert fsck.check(opened) == []
+
+
+def test_a_damaged_snapshot_gives_way_to_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "inline", b"only in the snapshot")
+        put(opened, "k", b"1" * 50_000)
+        send(opened, "k")
+        first = snapshots.take(opened, "archive")
+        monkeypatch.setattr(snapshots, "time", SimpleNamespace(strftime=lambda *_: "29991231-235959", gmtime=lambda: 0))
+        second = snapshots.take(opened, "archive")
+    (found,) = (tmp_path / "archive" / "objects").rglob("29991231-235959*")
+    raw = bytearray(found.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    found.write_bytes(bytes(raw))
+    report, root = again(tmp_path)
+    assert (report.snapshot, report.damaged) == (first, [second])
+    with Volume(root, "test") as opened:
+        assert get(opened, "inline") == b"only in the snapshot"
+        assert get(opened, "k") == b"1" * 50_000
+        assert fsck.check(opened) == []
+
+
+def test_what_was_open_without_a_name_does_not_come_back(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", b"1" * 50_000)
+        inode = put(opened, "open", b"2" * 50_000)
+        send(opened, "k", "open")
+
+        def unlink(tx: Any) -> None:
+            tx._mounts = [tx.session]
+            files.unlink(tx, get_bucket(tx, BUCKET).inode, b"open", lambda _: True)
+
+        opened.mutate(unlink)
+        with opened.snapshot() as reader:
+            assert reader.inode(inode.number).nlink == 0
+        snapshots.take(opened, "archive")
+    report, root = again(tmp_path)
+    assert (report.files, report.size) == (1, 50_000)
+    with Volume(root, "test") as opened:
+        run_once(opened)
+        assert fsck.check(opened) == []
+        assert all_files(opened) == [number for number in all_files(opened) if number != inode.number]
+
+
+def test_access_lists_come_back_in_force(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        inode = put(opened, "k", b"1" * 50_000).number
+        entries = struct.pack("<I", 2) + b"".join(
+            struct.pack("<HHI", *entry) for entry in ((1, 6, 0xFFFFFFFF), (2, 7, 4242), (4, 0, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
+        )  # fmt: skip
+        opened.mutate(lambda tx: files.set_attribute(tx, inode, b"system.posix_acl_access", entries))
+        with opened.snapshot() as reader:
+            assert reader.inode(inode).flags & Inode.ACCESS_LIST
+        send(opened, "k")
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened, opened.snapshot() as reader:
+        found = objects.head(reader, get_bucket(reader, BUCKET), b"k").inode
+        assert found.flags & Inode.ACCESS_LIST
+        assert files.get_attribute(reader, found.number, b"system.posix_acl_access") == entries
+
+
+def test_numbers_of_the_old_volume_are_not_given_out_again(tmp_path: Path) -> None:
+    """Directories are made anew, whichever session made the files."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        made = {b"d%d/e/k" % number: b"%d" % number * 3000 for number in range(100)}
+        opened.session.id = 1  # as the rebuilding program's would be; it has given out some numbers
+        opened.session._counter = itertools.count(30)
+        for key, data in made.items():
+            put(opened, key, data)
+        opened.session.id = 2
+        assert Mover(opened).move(all_files(opened), Tier.COLD, cause="test", alone=True).failed == {}
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        assert {key: get(opened, key) for key in made} == made
         assert fsck.check(opened) == []
 
 
