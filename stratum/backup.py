@@ -41,7 +41,16 @@ from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, Strat
 from stratum.kv.lmdb_access import LmdbCopy
 from stratum.kv.lmdb_store import LmdbStore
 from stratum.log import get_logger
-from stratum.schema import FORMAT_VERSION, pack_json, pack_u64, prefix_range, unpack_u64
+from stratum.schema import (
+    FORMAT_VERSION,
+    key_u64_u64,
+    pack_json,
+    pack_u64,
+    prefix_range,
+    split_u64_u64,
+    unpack_json,
+    unpack_u64,
+)
 from stratum.segments import fsync_folder
 from stratum.sessions import SLOTS
 from stratum.volume import Volume, hot_folders
@@ -65,7 +74,7 @@ GZIP_LEVEL = 1
 
 @dataclass(slots=True)
 class Backup:
-    """`made_s` is the time of the state in it."""
+    """`made_s` is the time of the state in it, `transaction` one that is in it. (The copy counts its own anew.)"""
 
     path: Path
     instance: str
@@ -174,8 +183,10 @@ def _write(source: Source, scratch: Path, partial: Path, watch: Watch) -> tuple[
     made_s = time.time()
     (scratch / "stratum.toml").write_bytes((source.root / config.CONFIG_NAME).read_bytes())
     (scratch / "seal.key").write_bytes((source.root / "meta" / "seal.key").read_bytes())
+    with source.store.snapshot() as snapshot:
+        transaction = snapshot.id
     source.store.copy_to(str(scratch))
-    transaction, rows = _walk(scratch)
+    rows = _walk(scratch)
     members = {name: _digest(scratch / name) for name in MEMBERS}
     watched = _Watched(watch, 2 * sum(member["bytes"] for member in members.values()))
     made = Backup(partial, source.instance, made_s, rows, transaction, 0, members)
@@ -209,13 +220,13 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _walk(folder: Path) -> tuple[int, int]:
-    """(transaction, rows) of a copied store, after every page of it was read. Raises `BackupDamaged`."""
+def _walk(folder: Path) -> int:
+    """How many rows a copied store has, after every page of it was read. Raises `BackupDamaged`."""
     try:
         with closing(LmdbCopy(str(folder))) as store, store.snapshot() as snapshot:
             if not 1 <= (version := unpack_u64(snapshot.get(b"Cformat") or bytes(8))[0]) <= FORMAT_VERSION:
                 raise BackupDamaged(f"it has format {version}, and this program knows 1 to {FORMAT_VERSION}")
-            return snapshot.id, sum(1 for _ in snapshot.scan(b"\0", b"\xff"))
+            return sum(1 for _ in snapshot.scan(b"\0", b"\xff"))
     except StratumError as error:
         raise BackupDamaged(f"the copy of the metadata does not read back: {error.message}") from error
 
@@ -322,7 +333,7 @@ def restore(path: Path, root: Path, *, adopt: bool = False, watch: Watch = _unwa
         settings = config.parse(text, config.CONFIG_NAME)
         if new and not adopt:
             _refuse_data(root, settings)
-        _prepare(staging, settings, _newest_session(root, settings))
+        _prepare(staging, settings, _newest_session(root, settings), told.transaction)
     except BaseException:
         shutil.rmtree(staging)
         raise
@@ -397,8 +408,8 @@ def _is_session(name: str) -> bool:
     return len(name) == 8 and all(letter in "0123456789abcdef" for letter in name)
 
 
-def _prepare(meta: Path, settings: config.Config, newest: int) -> None:
-    """Make an extracted store a `meta` folder that nobody has open."""
+def _prepare(meta: Path, settings: config.Config, newest: int, transaction: int) -> None:
+    """Make an extracted store a `meta` folder that nobody has open. It counts its transactions anew, from 1."""
     (meta / "sessions").mkdir(mode=0o700)
     with (meta / "slots").open("wb") as slots:
         slots.write(bytes(SLOTS * 32))
@@ -407,6 +418,12 @@ def _prepare(meta: Path, settings: config.Config, newest: int) -> None:
     with opened_store(meta, settings) as store, store.transact() as tx:
         known = unpack_u64(tx.get(b"Csession") or bytes(8))[0]
         tx.put(b"Csession", pack_u64(max(known, newest) + SESSIONS_SKIPPED))
+        before = unpack_json(tx.get(b"gtimeline") or b"{}").get("restored_ns", 0)
+        tx.put(b"gtimeline", pack_json({"restored_ns": time.time_ns(), "before": before, "transaction": transaction}))
+        # Nobody reads a state from before these were freed; under their old numbers they would wait until the count is there again.
+        for key, raw in list(tx.scan(*prefix_range(b"F"))):
+            tx.delete(key)
+            tx.put(key_u64_u64(b"F", 0, split_u64_u64(key)[1]), raw)
         # The mounts of then: recovery would detach whatever stands on their mountpoints now.
         for table in (b"T", b"L"):
             for key, _ in list(tx.scan(*prefix_range(table))):

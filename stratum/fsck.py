@@ -441,7 +441,9 @@ class _Checker:
                 if seen is not None:
                     seen(done, total)
             except DataDamaged as error:
-                self.found("damaged-extent", f"extent {number:#x}", error.message)
+                tiers = [tier.name.lower() for tier in packs.copies(reader, number)]
+                what = f"its hot bytes are damaged or gone, and a copy is in the {tiers[0]} tier; `stratum scrub start VOLUME --wait` makes it whole" if tiers else error.message  # fmt: skip
+                self.found("damaged-extent", f"extent {number:#x}", what)
 
 
 def check(volume: Volume, *, repair: bool = False, data: bool = True, seen: Seen | None = None) -> list[Finding]:

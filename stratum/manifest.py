@@ -1,6 +1,6 @@
 """What a cold pack says of itself, so that its bucket alone brings the namespace back.
 
-{format, instance, epoch, transaction (of which the files are told), pack, made_ns,
+{format, instance, epoch, timeline, transaction (of which the files are told; moment_of), pack, made_ns,
 extents: [{extent, offset, length, checksums (base64)}],
 files: [{inode, version, bucket, names: [base64 path below the bucket], slices: [[file offset, length, extent, extent offset]],
 attributes (base64 of the inode row), metadata (the M row), xattrs: {base64: base64}}],
@@ -13,7 +13,7 @@ import base64
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, tree
+from stratum import buckets, packs, tree
 from stratum.errors import Gone
 from stratum.schema import ROOT_INODE, Inode, Kind, key_u64, prefix_range, unpack_json
 
@@ -29,14 +29,22 @@ OWN_OBJECT = b""
 """The name, inside its directory, of an object whose key is the directory's own."""
 
 
-Moment = tuple[int, int, int]
-"""Epoch, whether the transaction is known, and which it is; else the wall clock in ns. In this order manifests and snapshots were made."""
+Moment = tuple[int, int, int, int]
+"""Epoch; whether the transaction is known; when the metadata was last restored, since it counts anew from there; the transaction, or the wall clock in
+ns if it is not known. In this order manifests and snapshots were made."""
+TIMELINE = "timeline"
+"""The setting that a restore leaves (backup.py): {restored_ns, of the backup: before (its own restored_ns), transaction}."""
 
 
 def moment_of(told: dict[str, Any]) -> Moment:
     """When what a manifest or a snapshot tells was so."""
     known = "transaction" in told
-    return told["epoch"], int(known), told["transaction" if known else "made_ns"]
+    return told["epoch"], int(known), told.get("timeline", 0), told["transaction" if known else "made_ns"]
+
+
+def moment_now(reader: InodeReader, epoch: int) -> dict[str, int]:
+    """For `moment_of`, of what a reader sees."""
+    return {"epoch": epoch, "timeline": packs.setting(reader, TIMELINE).get("restored_ns", 0), "transaction": reader.id}
 
 
 class Names:
@@ -141,8 +149,7 @@ def describe(
     return {
         "format": FORMAT,
         "instance": instance,
-        "epoch": epoch,
-        "transaction": reader.id,
+        **moment_now(reader, epoch),
         "pack": pack,
         "made_ns": time.time_ns(),
         "extents": [

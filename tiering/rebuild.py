@@ -180,7 +180,11 @@ def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Cal
         total, done = sum(info.size for info in listed), 0
         for info in listed:
             if not info.key.startswith(prefix + "_"):
-                _read_pack(remote, name, info, found, report)
+                try:
+                    found.add(*read_pack(remote, name, info))
+                except (RemoteDamaged, ValueError) as error:
+                    log.warning("pack_not_read", key=info.key, error=str(error))
+                    report.damaged.append(info.key)
             done += info.size
             watch(done, total)
         if listed and remote.sealed is remote.plain and SALT in remote.plain.head(listed[0].key).metadata:
@@ -194,20 +198,16 @@ def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Cal
     return found
 
 
-def _read_pack(remote: Remote, name: str, info: ObjectInfo, found: _Found, report: Report) -> None:
-    try:
-        told, _ = cold.read_manifest(remote.sealed, info.key, info.size)
-    except (RemoteDamaged, ValueError) as error:
-        log.warning("pack_not_read", key=info.key, error=str(error))
-        report.damaged.append(info.key)
-        return
+def read_pack(remote: Remote, name: str, info: ObjectInfo) -> tuple[PackRow, dict[str, Any]]:
+    """A pack as its object describes it. Raises `RemoteError`, `RemoteDamaged` or `ValueError`."""
+    told, _ = cold.read_manifest(remote.sealed, info.key, info.size)
     extents = told["extents"]
     length = max((row["offset"] + row["length"] for row in extents), default=0)
     digest = str(remote.sealed.head(info.key).metadata.get("stratum-sha256", ""))
     row = PackRow(
         Tier.COLD, VALID, 0, length, digest, told["made_ns"] // 1_000_000_000, remote=name, key=info.key, version=info.version
     )  # fmt: skip
-    found.add(row, told)
+    return row, told
 
 
 def _snapshot(remote: Remote, found: _Found, file: BinaryIO, report: Report) -> _Snapshot | None:

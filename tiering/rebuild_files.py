@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 from array import array
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -95,10 +96,13 @@ class Builder:
 
     # -- packs --------------------------------------------------------------------------------------------------------
 
-    def add_pack(self, number: int, row: PackRow, told: dict[str, Any]) -> None:
-        """A pack and the extents it holds; an extent that another one has is taken from this, the newer one."""
+    def add_pack(self, number: int, row: PackRow, told: dict[str, Any], *, takes_over: bool = True) -> list[int]:
+        """A pack and the extents it holds; those that another one has are taken from this, the newer one, if it `takes_over`. Which it has now."""
         grace_s = self._volume.config.cold_delete_after_s
         held = told["extents"]
+        if not takes_over:
+            with self._volume.snapshot() as reader:
+                held = [entry for entry in held if reader.get(packs.copy_key(entry["extent"], Tier.COLD)) is None]
 
         def begin(tx: MetadataTransaction) -> None:
             row.extents, row.live_bytes = len(held), sum(entry["length"] for entry in held)
@@ -119,21 +123,43 @@ class Builder:
                     _add_extent(tx, entry)
 
             self._volume.mutate(add)
+        return [entry["extent"] for entry in held]
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def add_files(self, told: dict[str, Any], *, only_what_is_free: bool = False) -> None:
-        """Carry out what a manifest claims. `only_what_is_free`: it takes no key away from another file."""
+    def add_files(
+        self, told: dict[str, Any], *, only_what_is_free: bool = False, only_whole: bool = False
+    ) -> tuple[int, list[str]]:
+        """Carry out what a manifest claims: (how many files, names of those that are left out).
+
+        `only_what_is_free`: it takes no key away from another file. `only_whole`: files of which bytes are nowhere are left out.
+        """
         entries = told["files"]
+        left_out: list[str] = []
         self._volume.mutate(lambda tx: _add_buckets(tx, told["buckets"]))
         for at in range(0, len(entries), FILES_AT_ONCE):
             batch = entries[at : at + FILES_AT_ONCE]
 
             def add(tx: MetadataTransaction, batch: list[dict[str, Any]] = batch) -> None:
                 for entry in batch:
-                    _claim(tx, entry, only_what_is_free=only_what_is_free)
+                    if not only_whole or _is_whole(tx, entry):
+                        _claim(tx, entry, only_what_is_free=only_what_is_free)
 
+            if only_whole:
+                with self._volume.snapshot() as reader:
+                    left_out += [_name_of(entry) for entry in batch if not _is_whole(reader, entry)]
             self._volume.mutate(add)
+        return len(entries) - len(left_out), left_out
+
+    def free_unused(self, told: dict[str, Any]) -> None:
+        """Let go of extents of a pack that no file has."""
+
+        def free(tx: MetadataTransaction) -> None:
+            for entry in told["extents"]:
+                if tx.has_extent(entry["extent"]) and not tx.extent(entry["extent"])[0].references:
+                    tx.set_references(entry["extent"], 0)
+
+        self._volume.mutate(free)
 
     # -- what is not there --------------------------------------------------------------------------------------------
 
@@ -144,7 +170,7 @@ class Builder:
         with self._volume.snapshot() as reader:
             freed = {split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"F"))}
             for extent, count, row, is_copied in _with_references(reader):
-                if count and row.segment != STORED_SEGMENT and not is_copied:
+                if count and row.segment == ELSEWHERE_SEGMENT and not is_copied:
                     lost.append(extent)
                 if row.references != count or (not count and extent not in freed):
                     wrong.append((extent, count))
@@ -176,7 +202,7 @@ class Builder:
         def drop(tx: MetadataTransaction) -> None:
             for bucket, keys in named:
                 for key in keys:
-                    objects.delete(tx, buckets.get(tx, bucket), key)
+                    _delete(tx, buckets.get(tx, bucket), key)
 
         self._volume.mutate(drop)
         return [f"{bucket}/{key.decode('utf-8', 'surrogateescape')}" for bucket, keys in named for key in keys]
@@ -242,6 +268,21 @@ def _add_buckets(tx: MetadataTransaction, rows: dict[str, dict[str, Any]]) -> No
                 tx.dirty(directory)
 
 
+def _name_of(entry: dict[str, Any]) -> str:
+    return f"{entry['bucket']}/{base64.b64decode(entry['names'][0]).decode('utf-8', 'surrogateescape')}"
+
+
+def _is_whole(reader: InodeReader, entry: dict[str, Any]) -> bool:
+    """Whether each extent of a file lies somewhere."""
+    for _, _, extent, _ in entry["slices"]:
+        raw = reader.get(key_u64(b"X", extent))
+        if raw is None:
+            return False
+        if ExtentRow.unpack(raw)[0].segment == ELSEWHERE_SEGMENT and not packs.copies(reader, extent):
+            return False
+    return True
+
+
 def _claim(tx: MetadataTransaction, entry: dict[str, Any], *, only_what_is_free: bool) -> None:
     """A file as a manifest has it: its content and attributes if they are newer than what is known, its names in any case."""
     try:
@@ -270,9 +311,14 @@ def _claim(tx: MetadataTransaction, entry: dict[str, Any], *, only_what_is_free:
     source, given_up = before
     for key in given_up:
         assert source is not None, "names are in a bucket"
-        objects.delete(tx, source, key)
+        _delete(tx, source, key)
     if is_new or told.version > inode.version:
         _give_content(tx, inode, told, entry)
+
+
+def _delete(tx: MetadataTransaction, bucket: BucketRow, key: bytes) -> None:
+    """Of a snapshot, too: it cannot keep what is not there."""
+    objects.delete(tx, replace(bucket, snapshot_of=""), key)
 
 
 def _names_to_give_up(

@@ -16,7 +16,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stratum import cold, packs
+from stratum import cold, manifest, packs
 from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteError
 from stratum.cold_files import upload
@@ -44,7 +44,7 @@ TABLES = b"BDGHIKMNPRSUWXYabcdjnopqst"
 """What a snapshot holds. Not here: sessions and what hangs on them, change logs, queues, and A, which is added if it is safe."""
 SEAL_KEY = b"\0seal.key"
 TAKEN_KEY = b"\0taken"
-"""JSON {epoch, transaction}: what the rows are of (manifest.moment_of)."""
+"""JSON {epoch, timeline, transaction}: what the rows are of (manifest.moment_of)."""
 
 
 def _record(key: bytes, value: bytes) -> bytes:
@@ -54,7 +54,7 @@ def _record(key: bytes, value: bytes) -> bytes:
 def rows(volume: Volume, epoch: int, *, with_secrets: bool) -> Iterator[bytes]:
     """The stream before compression. Stored extents (E) come along: their bytes are nowhere else."""
     with volume.snapshot() as reader:
-        yield _record(TAKEN_KEY, pack_json({"epoch": epoch, "transaction": reader.id}))
+        yield _record(TAKEN_KEY, pack_json(manifest.moment_now(reader, epoch)))
         for letter in sorted(TABLES + b"E" + (b"A" if with_secrets else b"")):
             table = bytes((letter,))
             for key, value in reader.scan(table, bytes((letter + 1,))):

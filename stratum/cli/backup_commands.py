@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stratum import backup, backup_remote, drill
 from stratum import upgrade as upgrading
 from stratum.cli.commands import show
 from stratum.cli.progress import Progress
 from stratum.cli.tier_commands import cold_row
-from stratum.errors import InvalidArgument
+from stratum.errors import InvalidArgument, StratumError
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
@@ -71,10 +71,30 @@ def meta_restore(options: Namespace) -> int:
     lines = [f"{options.volume} is as of {document['made']}: {told.rows} rows"]
     if replaced:
         lines.append(f"what was there lies in {replaced}; remove it when all is well")
-    lines.append(
-        f"next: stratum fsck {options.volume}, then serve it; files whose bytes were freed or moved since are named"
-    )
+    if not options.metadata_only:
+        lines += _adopt(options, document)
+    lines.append(f"next: stratum fsck {options.volume}, then serve it; files whose bytes were freed since are named")
     return show(options, document, "\n".join(lines))
+
+
+def _adopt(options: Namespace, document: dict[str, Any]) -> list[str]:
+    """Take up what was moved since the backup; what is to be said of it."""
+    from stratum.tiering.adopt import adopt
+    from stratum.tiering.mover import exclusive
+
+    try:
+        with Volume(options.volume, "restore") as opened, exclusive(opened):
+            done = adopt(opened)
+    except StratumError as error:  # the metadata is in place all the same
+        document["adopted"] = {"not_asked": [error.message]}
+        return [f"not looked for what was moved since: {error.message}"]
+    document["adopted"] = done.document()
+    return [
+        f"{len(done.extents)} extents in {done.packs} packs from after the backup were taken up, and {done.files} files as they were sent",
+        *(f"not asked: {what}; restore again when it is there" for what in done.not_asked),
+        *(f"damaged: {what}" for what in done.damaged),
+        *(f"lost: {name}" for name in done.lost),
+    ]
 
 
 def drill_restore(options: Namespace) -> int:

@@ -223,6 +223,11 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
         action="store_true",
         help="a new volume takes the data folders over: the old one is gone for good",
     )
+    made.add_argument(
+        "--metadata-only",
+        action="store_true",
+        help="do not look for what was moved to another tier since the backup",
+    )
     made = saved.add_parser("verify", help="read a backup back", description="read a backup back", epilog=_EPILOG)
     made.add_argument("file", metavar="FILE", type=Path)
     made.add_argument("--json", action="store_true", help="print one JSON document")

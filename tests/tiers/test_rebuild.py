@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import buckets, cold, cold_admin, cold_files, files, fsck, manifest, objects, tree
+from stratum import buckets, clones, cold, cold_admin, cold_files, files, fsck, manifest, objects, tree
 from stratum.buckets import get as get_bucket
 from stratum.errors import Busy, ForeignRemote, NotFound, StratumError
 from stratum.files import Attributes
@@ -457,3 +457,18 @@ def test_a_snapshot_ends_with_the_volume(tmp_path: Path) -> None:
         assert not taker.run()
     assert taker._thread is not None
     assert not taker._thread.is_alive()
+
+
+def test_what_a_bucket_snapshot_lost_does_not_stop_a_rebuild(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "hot", b"h" * 50_000)
+        put(opened, "d/cold", b"c" * 50_000)
+        send(opened, "d/cold")
+        clones.create_snapshot(opened, BUCKET.encode(), "monday")
+        snapshots.take(opened, "archive")
+    report, root = again(tmp_path)
+    assert sorted(report.lost) == [f"{BUCKET}.snap.monday/hot", f"{BUCKET}/hot"]
+    with Volume(root, "test") as opened:
+        assert get(opened, "d/cold") == b"c" * 50_000
+        assert get(opened, "d/cold", bucket=f"{BUCKET}.snap.monday") == b"c" * 50_000
+        assert fsck.check(opened) == []
