@@ -75,6 +75,16 @@ def _put(tx: MetadataTransaction, key: bytes, quota: Quota | None) -> None:
     inventory.changed(tx)  # a volume from before the inventory has none until something changes
 
 
+def recount(tx: MetadataTransaction) -> None:
+    """After rows came in by themselves."""
+    count = sum(1 for table in (b"u", b"v") for _ in tx.scan_prefix(table))
+    if count:
+        tx.put(b"gquotas", pack_json({"count": count}))
+    else:
+        tx.delete(b"gquotas")
+    inventory.changed(tx)
+
+
 def owned_by(reader: InodeReader, user_id: str) -> dict[int, str]:
     """The buckets of a user: inode and name."""
     return inventory.of(reader).by_owner.get(user_id, {})

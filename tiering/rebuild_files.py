@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, content, evidence, inventory, objects, packs, tree
+from stratum import buckets, content, evidence, inventory, objects, packs, quotas, tree
 from stratum.blocks import BLOCK_BYTES, CHECKSUM_BYTES
 from stratum.errors import NotFound
 from stratum.manifest import Names
@@ -41,6 +41,7 @@ from stratum.schema import (
 )
 from stratum.tier_rows import AccessRow, CopyRow, PackRow, Tier
 from stratum.tiering.mover import hottest
+from stratum.tiering.snapshots import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -83,8 +84,11 @@ class Builder:
         found = iter(rows)
         while page := list(islice(found, ROWS_AT_ONCE)):
             root += [item for item in page if item[0] == _ROOT]
-            self._load([item for item in page if item[0] != _ROOT and item[0][:1] not in LEFT_OUT])
+            self._load(
+                [item for item in page if item[0] != _ROOT and (item[0][:1] not in LEFT_OUT or item[0] in SETTINGS)]
+            )
         self._load(root)
+        self._volume.mutate(quotas.recount)
 
     def _load(self, rows: list[tuple[bytes, bytes]]) -> None:
         def load(tx: MetadataTransaction) -> None:

@@ -40,8 +40,10 @@ LEVEL = 6
 ROWS_A_LOOK = 4096
 KEPT = 7
 _ROW = struct.Struct(">HI")
-TABLES = b"BDGHIKMNPRSUWXYabcdjnopqst"
+TABLES = b"BDGHIKMNPRSUWXYabcdjnopqstuv"
 """What a snapshot holds. Not here: sessions and what hangs on them, change logs, queues, and A, which is added if it is safe."""
+SETTINGS = (b"glimits", b"gscrub_speed")
+"""Of the settings those that somebody has made for users."""
 SEAL_KEY = b"\0seal.key"
 TAKEN_KEY = b"\0taken"
 """JSON {epoch, timeline, transaction}: what the rows are of (manifest.moment_of)."""
@@ -55,6 +57,10 @@ def rows(volume: Volume, epoch: int, *, with_secrets: bool) -> Iterator[bytes]:
     """The stream before compression. Stored extents (E) come along: their bytes are nowhere else."""
     with volume.snapshot() as reader:
         yield _record(TAKEN_KEY, pack_json(manifest.moment_now(reader, epoch)))
+        for key in SETTINGS:
+            value = reader.get(key)
+            if value is not None:
+                yield _record(key, value)
         for letter in sorted(TABLES + b"E" + (b"A" if with_secrets else b"")):
             table = bytes((letter,))
             for key, value in reader.scan(table, bytes((letter + 1,))):

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import buckets, clones, cold, cold_admin, cold_files, files, fsck, manifest, objects, tree
+from stratum import buckets, clones, cold, cold_admin, cold_files, files, fsck, manifest, objects, quotas, tree
 from stratum.buckets import get as get_bucket
-from stratum.errors import Busy, ForeignRemote, NotFound, StratumError
+from stratum.errors import Busy, ForeignRemote, NotFound, QuotaExceeded, StratumError
 from stratum.files import Attributes
 from stratum.housekeeping import run_once
 from stratum.identity import Identities
 from stratum.listing import list_page
+from stratum.quotas import Quota
 from stratum.schema import Inode, Kind, ObjectMetadata
 from stratum.tier_rows import Tier
 from stratum.tiering import snapshots
@@ -311,6 +312,29 @@ def test_what_was_open_without_a_name_does_not_come_back(tmp_path: Path) -> None
         run_once(opened)
         assert fsck.check(opened) == []
         assert all_files(opened) == [number for number in all_files(opened) if number != inode.number]
+
+
+def test_quotas_and_limits_come_back_with_a_snapshot(tmp_path: Path) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", b"1" * 50_000)
+        send(opened, "k")
+        with opened.snapshot() as reader:
+            row = get_bucket(reader, BUCKET)
+        opened.mutate(lambda tx: quotas.set_bucket(tx, row.inode, Quota(bytes=60_000)))
+        opened.mutate(lambda tx: quotas.set_user(tx, row.owner, Quota(objects=1)))
+        opened.mutate(lambda tx: tx.put(b"glimits", b'{"anonymous":{"requests_per_s":5}}'))
+        snapshots.take(opened, "archive")
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        with opened.snapshot() as reader:
+            assert reader.get(b"glimits") == b'{"anonymous":{"requests_per_s":5}}'
+            assert sorted(item.quota.bytes + item.quota.objects for item in quotas.everything(reader)) == [1, 60_000]
+        with pytest.raises(QuotaExceeded):
+            put(opened, "k", b"2" * 70_000)
+        opened.mutate(lambda tx: quotas.set_bucket(tx, row.inode, None))
+        opened.mutate(lambda tx: quotas.set_user(tx, row.owner, None))
+        with opened.snapshot() as reader:
+            assert not quotas.any_set(reader)
 
 
 def test_access_lists_come_back_in_force(tmp_path: Path) -> None:
