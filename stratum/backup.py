@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from stratum import __version__, config
+from stratum.clocks import STAMP, by_stamp
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
 from stratum.kv.lmdb_access import LmdbCopy
 from stratum.kv.lmdb_store import LmdbStore
@@ -155,7 +156,7 @@ def make(volume: Volume, target: Path, *, keep: int = 0, watch: Watch = _unwatch
 def save(source: Source, target: Path, watch: Watch = _unwatched) -> Backup:
     """The same without noting it in the volume."""
     if target.is_dir():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        stamp = time.strftime(STAMP, time.gmtime())
         path = target / f"stratum-{source.instance[:12]}-{stamp}{SUFFIX}"
     else:
         path = target
@@ -241,7 +242,7 @@ def opened_store(folder: Path, settings: config.Config) -> Iterator[LmdbStore]:
 
 def of_instance(folder: Path, instance: str) -> list[Path]:
     """The backups of a volume in a folder, the oldest first."""
-    return sorted(folder.glob(f"stratum-{instance[:12]}-????????-??????{SUFFIX}"))
+    return by_stamp(folder.glob(f"stratum-{instance[:12]}-????????-??????{SUFFIX}"))
 
 
 # -- reading one --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from stratum import backup, cold
+from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_files import upload
 from stratum.errors import InvalidArgument, NotFound, TierUnavailable
@@ -54,7 +55,7 @@ def send(volume: Volume, made: Backup, name: str, *, keep: int, watch: Watch) ->
     """
     _, remote = volume.cold.remote(name)
     folder = f"v1/{volume.instance}/{FOLDER}"
-    key = folder + time.strftime("%Y%m%d-%H%M%S", time.gmtime(made.made_s)) + backup.SUFFIX
+    key = folder + time.strftime(STAMP, time.gmtime(made.made_s)) + backup.SUFFIX
     try:
         volume.cold.check_marker(name)
         with made.path.open("rb") as file:
@@ -71,7 +72,7 @@ def send(volume: Volume, made: Backup, name: str, *, keep: int, watch: Watch) ->
 
 
 def _keys(remote: Remote, folder: str) -> list[str]:
-    return sorted(info.key for info in remote.sealed.list(folder))
+    return by_stamp(info.key for info in remote.sealed.list(folder))
 
 
 def _download(backend: Backend, key: str, target: int | None, watch: Watch) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold, manifest, volume
+from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
 from stratum.errors import InvalidArgument, NotFound, TierUnavailable
@@ -175,7 +176,7 @@ def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Cal
             raise NotFound(f"there is no {cold.MARKER} in the bucket below this prefix: no volume lies here")
         prefix = f"v1/{marker['instance']}/"
         listed = list(remote.sealed.list(prefix))
-        indexes = sorted(info.key for info in listed if info.key.startswith(prefix + "_index/"))
+        indexes = by_stamp(info.key for info in listed if info.key.startswith(prefix + "_index/"))
         found = _Found(marker["instance"], marker["epoch"], spool, indexes)
         total, done = sum(info.size for info in listed), 0
         for info in listed:
@@ -214,7 +215,7 @@ def _snapshot(remote: Remote, found: _Found, file: BinaryIO, report: Report) -> 
     """The newest snapshot that is whole."""
     for key in reversed(found.indexes):
         try:
-            sent_s = calendar.timegm(time.strptime(key.rpartition("/")[2], "%Y%m%d-%H%M%S"))
+            sent_s = calendar.timegm(time.strptime(key.rpartition("/")[2], STAMP))
             moment = manifest.moment_of({"epoch": found.epoch, "made_ns": (sent_s + 1) * 1_000_000_000})
             snapshot = _Snapshot(file, moment)
             file.seek(0)

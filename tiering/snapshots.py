@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stratum import cold, manifest, packs
-from stratum.clocks import come
+from stratum.clocks import STAMP, by_stamp, come
 from stratum.cold_backends.contract import RemoteError
 from stratum.cold_files import upload
 from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
@@ -110,11 +110,11 @@ def take(volume: Volume, name: str, *, ending: Callable[[], bool] = lambda: Fals
 
 
 def _send(volume: Volume, name: str, remote: Remote, spool: BinaryIO, size: int) -> str:
-    key = f"v1/{volume.instance}/_index/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    key = f"v1/{volume.instance}/_index/{time.strftime(STAMP, time.gmtime())}"
     try:
         volume.cold.check_marker(name)
         upload(remote.sealed, key, spool, size, {"stratum-index": "1"})
-        old = sorted(info.key for info in remote.sealed.list(f"v1/{volume.instance}/_index/"))
+        old = by_stamp(info.key for info in remote.sealed.list(f"v1/{volume.instance}/_index/"))
         for gone in old[:-KEPT]:
             remote.sealed.delete(gone)
     except RemoteError as error:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import buckets, lifecycle, packs
-from stratum.clocks import LeapWatch, come
+from stratum import backup, buckets, lifecycle, packs
+from stratum.clocks import LeapWatch, by_stamp, come
 from stratum.errors import NoSuchKey, TierUnavailable
 from stratum.housekeeping import run_once
 from stratum.lifecycle import Rule, When
@@ -44,6 +44,28 @@ def test_a_moment_that_a_clock_put_out_of_reach_has_come() -> None:
     assert not come(100.0, 90.0, 10.0)
     assert come(100.0, 100.0, 10.0)
     assert come(100.0, 89.0, 10.0), "nobody waits for more than ten seconds"
+
+
+def test_what_was_made_by_a_clock_that_was_ahead_is_the_oldest() -> None:
+    now_s = 1_795_641_200.0  # 2026-11-25 21:13
+    names = [
+        "stratum-12345678abcd-20261125-211000.x",
+        "stratum-ab1212345678-20291231-235959.x",
+        "stratum-123456789012-20261124-000000.x",
+        "stratum-12345678abcd-20291130-000000.x",
+        "stratum-12345678abcd-20261125-215959.x",
+    ]
+    assert by_stamp(names, now_s) == [names[3], names[1], names[2], names[0], names[4]]
+
+
+def test_a_backup_that_was_just_made_is_kept(tmp_path: Path) -> None:
+    """Also beside one from a night in which the clock was ahead."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        (tmp_path / "backups").mkdir()
+        first = backup.make(opened, tmp_path / "backups")
+        first.path.rename(first.path.with_name(f"stratum-{opened.instance[:12]}-29991231-235959{backup.SUFFIX}"))
+        made = backup.make(opened, tmp_path / "backups", keep=1)
+        assert list((tmp_path / "backups").iterdir()) == [made.path]
 
 
 def test_half_of_a_leap_is_believed_each_time() -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import struct
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -272,15 +273,34 @@ def test_a_snapshot_of_an_older_program_takes_nothing_away(
         assert fsck.check(opened) == []
 
 
-def test_a_damaged_snapshot_gives_way_to_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_of_a_clock_that_was_ahead_is_not_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = SimpleNamespace(strftime=lambda *_: "29991231-235959", gmtime=lambda: 0)
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", b"old")
+        send_all = Mover(opened).move(all_files(opened), Tier.COLD, cause="test", alone=True)
+        assert not send_all.failed
+        with monkeypatch.context() as patched:
+            patched.setattr(snapshots, "time", ahead)
+            snapshots.take(opened, "archive")
+        put(opened, "k", b"only in the newer snapshot")
+        newest = snapshots.take(opened, "archive")
+    report, root = again(tmp_path)
+    assert report.snapshot == newest
+    with Volume(root, "test") as opened:
+        assert get(opened, "k") == b"only in the newer snapshot"
+
+
+def test_a_damaged_snapshot_gives_way_to_the_one_before_it(tmp_path: Path) -> None:
     with Volume(make_tiered(tmp_path), "test") as opened:
         put(opened, "inline", b"only in the snapshot")
         put(opened, "k", b"1" * 50_000)
         send(opened, "k")
         first = snapshots.take(opened, "archive")
-        monkeypatch.setattr(snapshots, "time", SimpleNamespace(strftime=lambda *_: "29991231-235959", gmtime=lambda: 0))
+        time.sleep(1.1 - time.time() % 1)  # their names tell seconds
         second = snapshots.take(opened, "archive")
-    (found,) = (tmp_path / "archive" / "objects").rglob("29991231-235959*")
+    (found,) = (tmp_path / "archive" / "objects").rglob(second.rpartition("/")[2] + "*")
     raw = bytearray(found.read_bytes())
     raw[len(raw) // 2] ^= 1
     found.write_bytes(bytes(raw))
