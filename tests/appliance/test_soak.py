@@ -17,6 +17,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -140,23 +141,28 @@ class Client(threading.Thread):
                     return None
                 raise
             return data
-        try:
-            return (self._folder / key).read_bytes()
-        except FileNotFoundError:
-            if not self._server.mount or not self._folder.exists():
-                raise  # no mount, not no file
-            return None
+        with self.same_mount():
+            try:
+                return (self._folder / key).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    @contextmanager
+    def same_mount(self) -> Iterator[None]:
+        """What is not there is not there only if one mount stood there from beginning to end: between two of them the folder is empty."""
+        before = self._folder.stat()
+        yield
+        after = self._folder.stat()
+        if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
+            raise OSError(errno.ENOTCONN, "another mount")
 
     def remove(self, face: str, key: str) -> None:
         self.may[key] = self.may[key] | {""}
         if face == "s3":
             self.s3.delete_object(Bucket=BUCKET, Key=key)
         else:
-            try:
-                (self._folder / key).unlink()
-            except FileNotFoundError:
-                if not self._folder.exists():
-                    raise
+            with self.same_mount():
+                (self._folder / key).unlink(missing_ok=True)
         self.may[key] = {""}
 
     def list(self, face: str, _: str) -> None:
@@ -165,9 +171,8 @@ class Client(threading.Thread):
             found = {item["Key"] for item in answer.get("Contents", ())}
         else:
             folder = self._folder / self._prefix
-            found = {f"{self._prefix}/{name}" for name in os.listdir(folder)} if folder.exists() else set()
-            if not self._folder.exists():
-                raise OSError(errno.ENOTCONN, "no mount")
+            with self.same_mount():
+                found = {f"{self._prefix}/{name}" for name in os.listdir(folder)} if folder.exists() else set()
         for key, digests in self.may.items():
             if (key in found and digests == {""}) or (key not in found and "" not in digests):
                 self.wrong.append(f"{time.time():.1f} {face} list: {key} is {'there' if key in found else 'missing'}")
