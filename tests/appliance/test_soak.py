@@ -17,7 +17,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +224,8 @@ class Injector(threading.Thread):
         ballast = self._disk / "ballast"
         with ballast.open("wb") as file:
             stat = os.statvfs(self._disk)
-            os.posix_fallocate(file.fileno(), 0, max(stat.f_bavail * stat.f_frsize - (4 << 20), 1 << 20))
+            with suppress(OSError):  # somebody else took the last of it: it is full
+                os.posix_fallocate(file.fileno(), 0, max(stat.f_bavail * stat.f_frsize - (4 << 20), 1 << 20))
         time.sleep(5)
         ballast.unlink()
         time.sleep(15)
