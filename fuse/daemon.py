@@ -150,10 +150,6 @@ class _Serving:
             await self._register(line.device, self.follower.socket_name)
             if helper_of(volume.root, volume.config) is None:
                 tune(line.device)
-        else:
-            still = self.follower.stillness is not None  # the program before this one may not have known of it
-            with suppress(StratumError):  # a full disk: then writers wait for answers
-                await operations.commit(lambda tx: tell_mount_row(tx, volume.session.id, still=still), frees=True)
         session = operations.commits.session = Session(self._taken_over.init if self._taken_over else b"")
         session.install()
         try:
