@@ -94,7 +94,7 @@ class Auditor:
         with self._volume.snapshot() as reader:
             if not reader.has_inode(number):
                 return False
-            _, row = inventory.of(reader).by_inode.get(reader.inode(number).bucket, ("", None))
+            row = inventory.row_of(reader, reader.inode(number).bucket)
             return row is not None and row.audit_reads
 
     def check(self) -> None:

@@ -215,12 +215,10 @@ class Follower:
         """From `applied` on: what has been announced if nothing came between, else the change log."""
         announced = self._committed.pop(self._applied + 1, None)
         if announced is not None:
-            rows = announced.announcement.rows
-            if self._knows_since(announced):
+            knows = self._knows_since(announced)
+            if knows:
                 self._barrier()
-                self._forget(rows, self._applied + 1)
-            else:
-                self._forget(rows, self._applied + 1, told=[])
+            self._forget(announced.announcement.rows, self._applied + 1, told=None if knows else [])
             if not self._committed:
                 return
         self._committed.clear()
@@ -294,7 +292,7 @@ class Follower:
                     connection.send(ANSWER.pack(applied))
         for row in rows:
             if row.orphan and row.origin != self._volume.session.id and not self._loop_ended.is_set():
-                with suppress(trio.RunFinishedError):
+                with suppress(trio.RunFinishedError):  # it ends this moment: nobody holds anything open any more
                     self._token.run_sync_soon(self._orphaned, row.inode)
 
     def _orphaned(self, number: int) -> None:

@@ -160,9 +160,8 @@ class Acknowledger:
             self._tell(lambda link: link.socket.send(CONFIRMATION.pack(transaction_id, self._announced, 0)))
             metrics.INVALIDATION_SECONDS.observe(0.0)
             return
-        self._tell(
-            lambda link: link.poke(transaction_id, self._announced)
-        )  # the mounts begin while our thread wakes up
+        # The mounts begin while our thread wakes up.
+        self._tell(lambda link: link.poke(transaction_id, self._announced))
         self._queue.put((batch, transaction_id))
 
     def _all_still(self) -> bool:

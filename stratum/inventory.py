@@ -45,6 +45,12 @@ def changed(tx: MetadataTransaction) -> None:
     tx.put(KEY, pack_json({"generation": os.urandom(16).hex()}))
 
 
+def row_of(reader: InodeReader, directory: int) -> BucketRow | None:
+    """The bucket whose directory this is."""
+    found = of(reader).by_inode.get(directory)
+    return None if found is None else found[1]
+
+
 def of(reader: InodeReader) -> Inventory:
     """Not to be changed by the caller."""
     generation = reader.get(KEY)

@@ -95,10 +95,7 @@ def publish(tx: MetadataTransaction, number: int, row: PackRow, grace_s: float) 
         found, _ = tx.extent(extent)
         if not found.references or found.generation != generation:
             continue
-        drop_copy(tx, extent, row.tier, grace_s)
-        place = CopyRow(number, offset, length)
-        tx.put(copy_key(extent, row.tier), place.encode())
-        tx.put(key_u64_u64(b"q", number, extent), place.encode())
+        put_copy(tx, extent, row.tier, CopyRow(number, offset, length), grace_s)
         row.extents += 1
         row.live_bytes += length
     row.state, row.session, row.upload_id, row.intent = VALID, 0, "", []
@@ -110,13 +107,18 @@ def publish(tx: MetadataTransaction, number: int, row: PackRow, grace_s: float) 
 
 def add_copy(tx: MetadataTransaction, extent: int, length: int, number: int, row: PackRow) -> None:
     """A new extent whose bytes are all of a pack already."""
-    place = CopyRow(number, 0, length)
     put(tx, number, row)
-    tx.put(copy_key(extent, row.tier), place.encode())
-    tx.put(key_u64_u64(b"q", number, extent), place.encode())
+    put_copy(tx, extent, row.tier, CopyRow(number, 0, length), GRACE_S_LOCAL)
     missing = [index for index, disk in enumerate(row.disks) if not disk]
     if missing:
         want_repair(tx, number, f"written without shards {missing}")
+
+
+def put_copy(tx: MetadataTransaction, extent: int, tier: int, place: CopyRow, grace_s: float) -> None:
+    """Where an extent lies in a tier. A copy in another pack of the tier is given up for it; the counts of `place.pack` are the caller's."""
+    drop_copy(tx, extent, tier, grace_s)
+    tx.put(copy_key(extent, tier), place.encode())
+    tx.put(key_u64_u64(b"q", place.pack, extent), place.encode())
 
 
 def condemn(tx: MetadataTransaction, number: int, row: PackRow, grace_s: float) -> None:

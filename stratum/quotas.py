@@ -67,22 +67,20 @@ def _put(tx: MetadataTransaction, key: bytes, quota: Quota | None) -> None:
     else:
         tx.put(key, pack_json(asdict(quota)))
     raw = tx.get(b"gquotas")
-    count = (int(unpack_json(raw)["count"]) if raw else 0) + (quota is not None) - before
+    _set_count(tx, (int(unpack_json(raw)["count"]) if raw else 0) + (quota is not None) - before)
+
+
+def recount(tx: MetadataTransaction) -> None:
+    """After rows came in by themselves."""
+    _set_count(tx, sum(1 for table in (b"u", b"v") for _ in tx.scan_prefix(table)))
+
+
+def _set_count(tx: MetadataTransaction, count: int) -> None:
     if count:
         tx.put(b"gquotas", pack_json({"count": count}))
     else:
         tx.delete(b"gquotas")
     inventory.changed(tx)  # a volume from before the inventory has none until something changes
-
-
-def recount(tx: MetadataTransaction) -> None:
-    """After rows came in by themselves."""
-    count = sum(1 for table in (b"u", b"v") for _ in tx.scan_prefix(table))
-    if count:
-        tx.put(b"gquotas", pack_json({"count": count}))
-    else:
-        tx.delete(b"gquotas")
-    inventory.changed(tx)
 
 
 def owned_by(reader: InodeReader, user_id: str) -> dict[int, str]:
@@ -97,7 +95,7 @@ def _limits(reader: InodeReader, bucket: int) -> Iterator[tuple[str, Quota, int,
         yield "the bucket", quota, *reader.usage_of(bucket)
     if next(iter(reader.scan_prefix(b"v")), None) is None:
         return
-    _, row = inventory.of(reader).by_inode.get(bucket, ("", None))
+    row = inventory.row_of(reader, bucket)
     quota = of_user(reader, row.owner) if row is not None else None
     if row is not None and quota is not None:
         used = [reader.usage_of(number) for number in owned_by(reader, row.owner)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,15 @@ from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.erasure import ShardInvalid
 from stratum.errors import DataDamaged, StratumError
 from stratum.log import get_logger
-from stratum.schema import STORED_SEGMENT, key_u64, key_u64_u64
+from stratum.schema import STORED_SEGMENT, key_u64
 from stratum.tier_rows import VALID, CopyRow, PackRow, Tier
 from stratum.tiering.mover import FREED_AT_ONCE, hottest
-from stratum.tiering.rebuild import read_pack
+from stratum.tiering.rebuild import Manifests, file_beside, read_pack
 from stratum.tiering.rebuild_files import Builder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stratum.cold_backends.contract import ObjectInfo
     from stratum.erasure import ShardHead
     from stratum.manifest import Moment
     from stratum.tier_rows import DiskRow
@@ -84,7 +84,7 @@ def _leave_what_is_gone(volume: Volume, extents: Iterable[int]) -> None:
     gone = [number for number in sorted(extents) if _is_gone(volume, number)]
     for at in range(0, len(gone), FREED_AT_ONCE):
         batch = gone[at : at + FREED_AT_ONCE]
-        volume.mutate(lambda tx, batch=batch: _leave(tx, batch), frees=True)  # type: ignore[misc]
+        volume.mutate(partial(_leave, extents=batch), frees=True)
 
 
 def _is_gone(volume: Volume, number: int) -> bool:
@@ -191,9 +191,7 @@ def _adopt_pack(volume: Volume, rows: dict[int, DiskRow], number: int, shards: d
         if good:
             packs.put(tx, number, row)
         for extent, place in good:
-            packs.drop_copy(tx, extent, Tier.WARM, packs.GRACE_S_LOCAL)
-            tx.put(packs.copy_key(extent, Tier.WARM), place.encode())
-            tx.put(key_u64_u64(b"q", number, extent), place.encode())
+            packs.put_copy(tx, extent, Tier.WARM, place, packs.GRACE_S_LOCAL)
         if good and (bad or 0 in row.disks):
             packs.want_repair(tx, number, "it was found without some of its shards")
         return [extent for extent, _ in good]
@@ -225,27 +223,23 @@ def _adopt_remote(volume: Volume, name: str, since: Moment, done: Adopted) -> No
     with volume.snapshot() as reader:
         known = {row.key for _, row in packs.scan(reader) if row.tier == Tier.COLD and row.remote == name}
     prefix = f"v1/{volume.instance}/"
-    found: list[tuple[Moment, str, ObjectInfo]] = []
-    for info in remote.sealed.list(prefix):
-        if info.key in known or info.key.startswith(prefix + "_"):
-            continue
-        try:
-            _, told = read_pack(remote, name, info)
-        except (RemoteDamaged, ValueError) as error:
-            done.damaged.append(f"{info.key}: {error}")
-            continue
-        found.append((manifest.moment_of(told), info.key, info))
-    builder = Builder(volume, name)
-    found.sort(key=lambda item: item[:2])
-    for moment, _, info in found:
-        row, told = read_pack(remote, name, info)
-        done.packs += 1
-        done.extents.update(builder.add_pack(int(told["pack"]), row, told, takes_over=moment > since))
-    for moment, _, info in found:  # a file may lie in several packs
-        _, told = read_pack(remote, name, info)
-        if moment > since:
-            count, left_out = builder.add_files(told, only_whole=True)
-            done.files += count
-            done.lost += left_out
-    for _, _, info in found:
-        builder.free_unused(read_pack(remote, name, info)[1])
+    with file_beside(volume.root) as spool:
+        found = Manifests(spool)
+        for info in remote.sealed.list(prefix):
+            if info.key in known or info.key.startswith(prefix + "_"):
+                continue
+            try:
+                found.add(*read_pack(remote, name, info))
+            except (RemoteDamaged, ValueError) as error:
+                done.damaged.append(f"{info.key}: {error}")
+        builder = Builder(volume, name)
+        for number, row, moment, told in found.in_order():
+            done.packs += 1
+            done.extents.update(builder.add_pack(number, row, told, takes_over=moment > since))
+        for _, _, moment, told in found.in_order():  # a file may lie in several packs
+            if moment > since:
+                count, left_out = builder.add_files(told, only_whole=True)
+                done.files += count
+                done.lost += left_out
+        for _, _, _, told in found.in_order():
+            builder.free_unused(told)

@@ -108,9 +108,7 @@ class Asked:
     def _carry_out(self, numbers: list[int], target: Tier, cause: str, rows: dict[int, MoveRow]) -> None:
         """Raises what the mover does; what is done by then is answered."""
         left = set(numbers)
-        for at, batch in enumerate(self._mover.batches(numbers)):
-            if at:
-                self._mover.make_room()
+        for batch in self._mover.in_turn(self._mover.batches(numbers)):
             try:
                 # What a user asked for goes even if it is little, and shared extents stay only where a pin holds them.
                 outcome = self._mover.move(batch, target, cause=cause, alone=True, stays=self._pinned_hot)

@@ -36,9 +36,7 @@ class Drainer:
                 for number, row in packs.scan(reader)
                 if (row.remote in leaving or row.tier == drained) and row.state == VALID
             ][:PACKS_AT_ONCE]
-        for at, (tier, extents) in enumerate(found):
-            if at:
-                self._mover.make_room()
+        for tier, extents in self._mover.in_turn(found):
             if tier == Tier.COLD and drained != Tier.COLD and self._volume.cold.available() is not None:
                 self._mover.copy(extents, Tier.COLD, again=True, alone=True)
             else:

@@ -64,9 +64,7 @@ class Healer:
         due = self._due()
         self._leaving.look(idle=not due)
         due = due or self._due()
-        for at, (number, why) in enumerate(due[:REPAIRS_AT_ONCE]):
-            if at:
-                self._mover.make_room()
+        for number, why in self._mover.in_turn(due[:REPAIRS_AT_ONCE]):
             try:
                 error = self.heal_pack(number)
             except (StratumError, OSError) as failure:

@@ -204,9 +204,7 @@ class Restorer:
         """Raises `Preempted`."""
         with self._volume.snapshot() as reader:
             rows = [(unpack_u64(key[1:])[0], RestoreRow.decode(raw)) for key, raw in reader.scan(*prefix_range(b"t"))]
-        for at, (number, row) in enumerate(rows):
-            if at:
-                self._mover.make_room()
+        for number, row in self._mover.in_turn(rows):
             if row.state == "ongoing":
                 self._bring(number, row)
             elif row.expires_s and row.expires_s <= self._clock():

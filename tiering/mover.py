@@ -28,7 +28,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stratum import content, courtesy, evidence, manifest, metrics, packs
 from stratum.blocks import checksum
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
+T = TypeVar("T")
 log = get_logger("mover")
 PACK_BYTES = 64 * 1024 * 1024
 FILES_AT_ONCE = 512
@@ -130,6 +131,13 @@ class Mover:
         """Raises `Preempted`. Called when something has been done since the caller was called, so that all work goes on."""
         if self.pressing():
             raise Preempted
+
+    def in_turn(self, items: Iterable[T]) -> Iterator[T]:
+        """Each of them, making room between two. Raises `Preempted`."""
+        for at, item in enumerate(items):
+            if at:
+                self.make_room()
+            yield item
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -371,9 +379,7 @@ class Mover:
         Raises `TierUnavailable`, `ForeignRemote` or `NoSpace` if nothing more can go there now, and `Preempted`.
         """
         outcome = Outcome()
-        for at, batch in enumerate(self.batches(inodes)):
-            if at:
-                self.make_room()
+        for batch in self.in_turn(self.batches(inodes)):
             extents = {number: found for number in batch if (found := self._extents(number, tier, outcome)) is not None}
             everything = [extent for found in extents.values() for extent in found]
             if tier == Tier.HOT:

@@ -74,13 +74,10 @@ class _Told:
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a bucket holds of an instance. `session`: the newest one that its numbers tell of."""
+class Manifests:
+    """What packs of a remote say of themselves, in a file. `session`: the newest one that their numbers tell of."""
 
-    instance: str
-    epoch: int
     spool: BinaryIO
-    indexes: list[str]
     packs: dict[int, _Told] = field(default_factory=dict)
     session: int = 0
 
@@ -100,6 +97,16 @@ class _Found:
 
 
 @dataclass(slots=True)
+class _Found:
+    """What a bucket holds of an instance."""
+
+    instance: str
+    epoch: int
+    indexes: list[str]
+    manifests: Manifests
+
+
+@dataclass(slots=True)
 class _Snapshot:
     """A whole snapshot in a file. `is_sure`: of `moment`; snapshots of older programs only tell when they had been sent, which was later."""
 
@@ -109,17 +116,18 @@ class _Snapshot:
     seal: bytes = b""
     session: int = 0
 
-    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+    def _records(self) -> Iterator[tuple[bytes, bytes]]:
         """Raises `ValueError` or `zlib.error` if it is damaged."""
         self.file.seek(0)
-        for key, value in parse(iter(lambda: self.file.read(PIECE_BYTES), b"")):
-            if key not in {SEAL_KEY, TAKEN_KEY}:
-                yield key, value
+        return parse(iter(lambda: self.file.read(PIECE_BYTES), b""))
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Of the metadata store, and nothing else. Raises as `look`."""
+        return (record for record in self._records() if record[0] not in {SEAL_KEY, TAKEN_KEY})
 
     def look(self) -> None:
-        """Read all of it once. Raises as `rows`."""
-        self.file.seek(0)
-        for key, value in parse(iter(lambda: self.file.read(PIECE_BYTES), b"")):
+        """Read all of it once. Raises `ValueError` or `zlib.error` if it is damaged."""
+        for key, value in self._records():
             if key == SEAL_KEY:
                 self.seal = value
             elif key == TAKEN_KEY:
@@ -143,11 +151,11 @@ def rebuild(
     report = Report()
     remote = cold.open_remote(name, replace(row, can={}), request_s_max=60.0)
     try:
-        with _file_beside(root) as spool:
+        with file_beside(root) as spool:
             found = _look(remote, name, spool, report, watch)
             volume.create(root, settings)
             try:
-                with _file_beside(root) as file:
+                with file_beside(root) as file:
                     snapshot = _snapshot(remote, found, file, report)
                     fresh = replace(row, epoch=found.epoch + 1, added_s=int(time.time()))
                     _restore(root, snapshot, found, fresh, name, warm_paths, report)
@@ -163,9 +171,9 @@ def rebuild(
     return report
 
 
-def _file_beside(root: Path) -> Any:
-    """Without a name, on the disk that the volume will be on."""
-    return tempfile.TemporaryFile(dir=root.parent if root.parent.is_dir() else None)
+def file_beside(root: Path) -> Any:
+    """Without a name, on the disk that the volume is on, or will be."""
+    return tempfile.TemporaryFile(dir=next((folder for folder in (root, root.parent) if folder.is_dir()), None))
 
 
 def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Callable[[int, int], None]) -> _Found:
@@ -177,12 +185,12 @@ def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Cal
         prefix = f"v1/{marker['instance']}/"
         listed = list(remote.sealed.list(prefix))
         indexes = by_stamp(info.key for info in listed if info.key.startswith(prefix + "_index/"))
-        found = _Found(marker["instance"], marker["epoch"], spool, indexes)
+        found = _Found(marker["instance"], marker["epoch"], indexes, Manifests(spool))
         total, done = sum(info.size for info in listed), 0
         for info in listed:
             if not info.key.startswith(prefix + "_"):
                 try:
-                    found.add(*read_pack(remote, name, info))
+                    found.manifests.add(*read_pack(remote, name, info))
                 except (RemoteDamaged, ValueError) as error:
                     log.warning("pack_not_read", key=info.key, error=str(error))
                     report.damaged.append(info.key)
@@ -190,7 +198,7 @@ def _look(remote: Remote, name: str, spool: BinaryIO, report: Report, watch: Cal
             watch(done, total)
         if listed and remote.sealed is remote.plain and SALT in remote.plain.head(listed[0].key).metadata:
             raise InvalidArgument("what lies in the bucket is encrypted; give its key with --encryption-key")
-        if report.damaged and not found.packs:
+        if report.damaged and not found.manifests.packs:
             raise TierUnavailable(
                 f"none of {len(report.damaged)} objects in the bucket could be read; nothing was changed"
             )
@@ -237,7 +245,7 @@ def _restore(
     if snapshot is not None and snapshot.seal:
         (root / "meta" / "seal.key").write_bytes(snapshot.seal)
     # A session of its own, so that the numbers we give out are not those of the old volume.
-    newest = max(found.session, snapshot.session if snapshot is not None else 0)
+    newest = max(found.manifests.session, snapshot.session if snapshot is not None else 0)
     with Volume(root, "rebuild") as opened:
         opened.mutate(lambda tx: _reserve(tx, newest + SESSIONS_SKIPPED))
     with Volume(root, "rebuild") as opened:
@@ -245,13 +253,13 @@ def _restore(
         builder.adopt(found.instance, row)
         if snapshot is not None:
             builder.load(snapshot.rows())
-        for number, pack, moment, told in found.in_order():
+        for number, pack, moment, told in found.manifests.in_order():
             builder.add_pack(number, pack, told)
             if snapshot is None or moment > snapshot.moment:
                 builder.add_files(told)
             elif not snapshot.is_sure:
                 builder.add_files(told, only_what_is_free=True)
-        report.packs = len(found.packs)
+        report.packs = len(found.manifests.packs)
         report.lost = builder.drop_lost()
         report.files, report.size = builder.settle()
         _give_access(opened, report)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 from array import array
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,6 @@ from stratum.schema import (
     ObjectMetadata,
     Slice,
     key_u64,
-    key_u64_u64,
     pack_json,
     pack_u64,
     prefix_range,
@@ -120,10 +120,8 @@ class Builder:
 
             def add(tx: MetadataTransaction, batch: list[dict[str, Any]] = batch) -> None:
                 for entry in batch:
-                    extent, place = entry["extent"], CopyRow(number, entry["offset"], entry["length"])
-                    packs.drop_copy(tx, extent, Tier.COLD, grace_s)
-                    tx.put(packs.copy_key(extent, Tier.COLD), place.encode())
-                    tx.put(key_u64_u64(b"q", number, extent), place.encode())
+                    place = CopyRow(number, entry["offset"], entry["length"])
+                    packs.put_copy(tx, entry["extent"], Tier.COLD, place, grace_s)
                     _add_extent(tx, entry)
 
             self._volume.mutate(add)
@@ -144,15 +142,16 @@ class Builder:
         for at in range(0, len(entries), FILES_AT_ONCE):
             batch = entries[at : at + FILES_AT_ONCE]
 
-            def add(tx: MetadataTransaction, batch: list[dict[str, Any]] = batch) -> None:
+            def add(tx: MetadataTransaction, batch: list[dict[str, Any]] = batch) -> list[str]:
+                broken = []
                 for entry in batch:
-                    if not only_whole or _is_whole(tx, entry):
+                    if only_whole and not _is_whole(tx, entry):
+                        broken.append(_shown(entry["bucket"], base64.b64decode(entry["names"][0])))
+                    else:
                         _claim(tx, entry, only_what_is_free=only_what_is_free)
+                return broken
 
-            if only_whole:
-                with self._volume.snapshot() as reader:
-                    left_out += [_name_of(entry) for entry in batch if not _is_whole(reader, entry)]
-            self._volume.mutate(add)
+            left_out += self._volume.mutate(add)
         return len(entries) - len(left_out), left_out
 
     def free_unused(self, told: dict[str, Any]) -> None:
@@ -169,28 +168,20 @@ class Builder:
 
     def drop_lost(self) -> list[str]:
         """Set every extent's references right, and remove files of which bytes are nowhere; their names."""
-        lost: list[int] = []
+        lost: set[int] = set()
         wrong: list[tuple[int, int]] = []
         with self._volume.snapshot() as reader:
             freed = {split_u64_u64(key)[1] for key, _ in reader.scan(*prefix_range(b"F"))}
             for extent, count, row, is_copied in _with_references(reader):
                 if count and row.segment == ELSEWHERE_SEGMENT and not is_copied:
-                    lost.append(extent)
+                    lost.add(extent)
                 if row.references != count or (not count and extent not in freed):
                     wrong.append((extent, count))
-            gone = set(lost)
-            files = (
-                {
-                    unpack_u64(key[1:9])[0]
-                    for key, raw in reader.scan(*prefix_range(b"S"))
-                    if Slice.unpack(0, raw).extent in gone
-                }
-                if gone
-                else set()
-            )
+            slices = reader.scan(*prefix_range(b"S")) if lost else ()
+            files = {unpack_u64(key[1:9])[0] for key, raw in slices if Slice.unpack(0, raw).extent in lost}
         for at in range(0, len(wrong), ROWS_AT_ONCE):
             batch = wrong[at : at + ROWS_AT_ONCE]
-            self._volume.mutate(lambda tx, batch=batch: _set_references(tx, batch))  # type: ignore[misc]
+            self._volume.mutate(partial(_set_references, batch=batch))
         ordered = sorted(files)
         return [
             name
@@ -209,7 +200,7 @@ class Builder:
                     _delete(tx, buckets.get(tx, bucket), key)
 
         self._volume.mutate(drop)
-        return [f"{bucket}/{key.decode('utf-8', 'surrogateescape')}" for bucket, keys in named for key in keys]
+        return [_shown(bucket, key) for bucket, keys in named for key in keys]
 
     def settle(self) -> tuple[int, int]:
         """Everything that was warm or hot is cold now, or lies in the store. (files, their bytes)."""
@@ -221,7 +212,7 @@ class Builder:
                 break
             after = rows[-1][0]
             found = [(unpack_u64(key[1:])[0], AccessRow.unpack(raw)) for key, raw in rows]
-            self._volume.mutate(lambda tx, found=found: _settle(tx, found))  # type: ignore[misc]
+            self._volume.mutate(partial(_settle, rows=found))
         files = size = 0
         nameless = []
         with self._volume.snapshot() as reader:
@@ -234,7 +225,7 @@ class Builder:
                     size += inode.size
         for at in range(0, len(nameless), FILES_AT_ONCE):
             batch = nameless[at : at + FILES_AT_ONCE]
-            self._volume.mutate(lambda tx, batch=batch: _free(tx, batch))  # type: ignore[misc]
+            self._volume.mutate(partial(_free, numbers=batch))
         return files, size
 
 
@@ -272,8 +263,8 @@ def _add_buckets(tx: MetadataTransaction, rows: dict[str, dict[str, Any]]) -> No
                 tx.dirty(directory)
 
 
-def _name_of(entry: dict[str, Any]) -> str:
-    return f"{entry['bucket']}/{base64.b64decode(entry['names'][0]).decode('utf-8', 'surrogateescape')}"
+def _shown(bucket: str, key: bytes) -> str:
+    return f"{bucket}/{key.decode('utf-8', 'surrogateescape')}"
 
 
 def _is_whole(reader: InodeReader, entry: dict[str, Any]) -> bool:
@@ -305,16 +296,14 @@ def _claim(tx: MetadataTransaction, entry: dict[str, Any], *, only_what_is_free:
         inode.bucket, inode.parent, inode.nlink, inode.flags, inode.size = bucket.inode, 0, 0, 0, 0
         tx.add_inode(inode)
     inode = tx.inode(told.number)
-    before = _names_to_give_up(tx, inode, bucket, keys) if not is_new and told.nlink == len(keys) else (None, [])
+    given_up = _names_to_give_up(tx, inode, bucket, keys) if not is_new and told.nlink == len(keys) else []
     if inode.bucket != bucket.inode:
         tx.usage(inode.bucket, 0, -inode.size)
         tx.usage(bucket.inode, 0, inode.size)
         inode.bucket = bucket.inode
     for key in keys:
         _give_name(tx, bucket, key, inode)
-    source, given_up = before
-    for key in given_up:
-        assert source is not None, "names are in a bucket"
+    for source, key in given_up:
         _delete(tx, source, key)
     if is_new or told.version > inode.version:
         _give_content(tx, inode, told, entry)
@@ -327,15 +316,15 @@ def _delete(tx: MetadataTransaction, bucket: BucketRow, key: bytes) -> None:
 
 def _names_to_give_up(
     tx: MetadataTransaction, inode: Inode, bucket: BucketRow, keys: list[bytes]
-) -> tuple[BucketRow | None, list[bytes]]:
-    """(bucket, keys) that a file is known by and does not have any more."""
+) -> list[tuple[BucketRow, bytes]]:
+    """Buckets and keys that a file is known by and does not have any more."""
     if inode.nlink == len(keys) and all(_holder(tx, bucket, key) == inode.number for key in keys):
-        return None, []
+        return []
     name, known = Names(tx, [inode.number]).of(inode)
     if not known:
-        return None, []
+        return []
     source = buckets.get(tx, name)
-    return source, [key for key in known if source.inode != bucket.inode or key not in keys]
+    return [(source, key) for key in known if source.inode != bucket.inode or key not in keys]
 
 
 def _holder(tx: MetadataTransaction, bucket: BucketRow, key: bytes) -> int:
