@@ -145,12 +145,19 @@ class _Serving:
         line = mount_at(str(self._mountpoint))
         if line is None:
             raise UnfinishedMount(f"{self._mountpoint} vanished while it was being mounted")
+        if self._taken_over is not None:
+            self.follower.pause()  # until libfuse knows the session, it tells the kernel nothing (ENOSYS)
         self.follower.start()
         if self._taken_over is None:
             await self._register(line.device, self.follower.socket_name)
             if helper_of(volume.root, volume.config) is None:
                 tune(line.device)
-        session = operations.commits.session = Session(self._taken_over.init if self._taken_over else b"")
+        else:
+            still = self.follower.stillness is not None  # the program before this one may not have known of it
+            with suppress(StratumError):  # a full disk: then writers wait for answers
+                await operations.commit(lambda tx: tell_mount_row(tx, volume.session.id, still=still), frees=True)
+        first = self._taken_over.init if self._taken_over is not None else b""
+        session = operations.commits.session = Session(first, begun=self.follower.resume)
         session.install()
         try:
             async with trio.open_nursery() as nursery:

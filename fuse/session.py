@@ -50,9 +50,13 @@ def _go_on(coroutine: Coroutine[Any, Any, None], message: Any) -> Generator[Any,
 class Session:
     """Takes the place of pyfuse3's loop: `install` before `pyfuse3.main`. One a process, as pyfuse3 has it."""
 
-    def __init__(self, init: bytes = b"") -> None:
-        """`init`: the kernel's first message, if another program has answered it already (`takeover.py`)."""
+    def __init__(self, init: bytes = b"", begun: Callable[[], None] = lambda: None) -> None:
+        """`init`: the kernel's first message, if another program has answered it already (`takeover.py`).
+
+        `begun` is called when libfuse knows it, before any request is taken.
+        """
         self._init = init
+        self._begun = begun
         self._taken: Coroutine[Any, Any, None] | None = None
         self._stand_by: list[trio.lowlevel.Task] = []
         self._tasks = 1
@@ -118,6 +122,7 @@ class Session:
         self._fd = _negotiate.begin()
         if self._init:
             _negotiate.replay(self._init)
+        self._begun()
         await self._work()
 
     async def _work(self) -> None:
