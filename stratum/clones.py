@@ -142,8 +142,6 @@ class _Builder:
     @staticmethod
     def _attach(parent: int, entry: bytes, dentry: Dentry) -> Step:
         def step(tx: MetadataTransaction) -> None:
-            if dentry.kind == Kind.DIRECTORY:
-                tx.inode(dentry.inode).parent = parent
             tree.attach(tx, tx.inode(parent), entry, dentry)
 
         return step
@@ -164,8 +162,7 @@ class _Builder:
 
             def own(tx: MetadataTransaction) -> None:
                 inode = tx.inode(number)
-                tx.usage(inode.bucket, 1, 0)
-                tree.change_liveness(tx, inode, lambda directory: setattr(directory, "rdev", owned))
+                tree.own_object(tx, inode, owned)
 
             self._inode(self._reader.inode(source.object_inode), owned, own)
 
@@ -192,7 +189,7 @@ class _Builder:
                 rdev=0 if is_directory else source.rdev,
             )  # fmt: skip
             inode.atime_ns, inode.mtime_ns = source.atime_ns, source.mtime_ns
-            inode.flags = source.flags & ~Inode.READ_ONLY
+            inode.flags = source.flags & ~(Inode.READ_ONLY | Inode.SEVERAL_NAMES)
             inode.nlink = 2 if is_directory else 1
             objects.copy_etag(source, inode)
             tx.add_inode(inode)
@@ -285,7 +282,6 @@ def clone(volume: Volume, source: bytes, target: bytes) -> Cloned:
         if parent.bucket != root.bucket:
             raise NotFound(f"{os.fsdecode(target)!r} was replaced meanwhile; try again")
         if root.kind == Kind.DIRECTORY:
-            root.parent = parent.number
             root.flags |= Inode.EXPLICIT if not root.entries else 0
             tx.dirty(root)
         tree.attach(tx, parent, mount_names.entry_of_name(root.kind, name), Dentry(root.number, root.kind))
@@ -309,7 +305,6 @@ def _settings(reader: InodeReader, source: bytes) -> BucketRow:
 
 def _become_bucket(tx: MetadataTransaction, root: Inode, name: str, settings: BucketRow) -> None:
     buckets.check_free(tx, name)
-    root.parent = ROOT_INODE
     root.flags |= Inode.EXPLICIT
     tx.dirty(root)
     row = replace(settings, inode=root.number, created_ns=tx.now_ns)
@@ -460,8 +455,7 @@ def _prune(tx: MetadataTransaction, root: int, limit: int) -> bool:
             continue
         owned = directory.object_inode
         if owned:
-            tree.change_liveness(tx, directory, lambda inode: setattr(inode, "rdev", 0))
-            tx.usage(directory.bucket, -1, 0)
+            tree.own_object(tx, directory, 0)
             tree.drop_link(tx, tx.inode(owned))
         chain.pop()
         left -= 1

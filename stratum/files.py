@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, hints, mount_names, object_attributes, tree
+from stratum import access_lists, buckets, content, hints, mount_names, names, object_attributes, tree
 from stratum.errors import (
     CrossDevice,
     DirectoryNotEmpty,
@@ -249,6 +249,7 @@ def _remove_directory(
     if owned:
         inode.rdev = 0
         tx.usage(inode.bucket, -1, 0)
+        names.remove(tx, tx.inode(owned), inode.number, b"")
         tree.drop_link(tx, tx.inode(owned))
     tree.drop_directory(tx, inode, still_used)
 
@@ -310,9 +311,7 @@ def rename(
 
 def _arrive(tx: MetadataTransaction, source: Inode, new_parent: int, new_entry: bytes, dentry: Dentry) -> None:
     parent = tx.inode(new_parent)
-    if dentry.kind == Kind.DIRECTORY:
-        source.parent = new_parent
-    elif source.bucket != parent.bucket:
+    if dentry.kind != Kind.DIRECTORY and source.bucket != parent.bucket:
         if source.kind == Kind.FILE:
             tx.usage(source.bucket, 0, -source.size)
             tx.usage(parent.bucket, 0, source.size)

@@ -13,7 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import buckets, content, fsck_repairs, fsck_tiers, housekeeping, longkeys, packs, stored_extents, tree
+from stratum import (
+    buckets,
+    content,
+    fsck_repairs,
+    fsck_tiers,
+    housekeeping,
+    longkeys,
+    names,
+    packs,
+    stored_extents,
+    tree,
+)
 from stratum.errors import Busy, DataDamaged, NotFound
 from stratum.log import get_logger
 from stratum.multipart import scan_all_parts
@@ -74,6 +85,7 @@ class _Checker:
         self.subdirectories: Counter[int] = Counter()
         self.live_files: Counter[int] = Counter()
         self.objects: Counter[int] = Counter()
+        self.misnamed: set[int] = set()
         self.named: set[int] = set()
         self.held_trees: set[int] = set()
 
@@ -108,13 +120,19 @@ class _Checker:
                     self.subdirectories[directory] += 1
                     self.parents[dentry.inode] = (directory, entry)
                     pending.append(dentry.inode)
-                elif dentry.kind == Kind.FILE:
+                    continue
+                if not inode.flags & Inode.SEVERAL_NAMES and (inode.parent, inode.entry) != (directory, entry):
+                    self.misnamed.add(inode.number)
+                if dentry.kind == Kind.FILE:
                     self.live_files[directory] += 1
                     self.objects[inode.bucket] += 1
             owned = self.inodes[directory].object_inode
             if owned:
                 if owned in self.inodes:
                     self.links[owned] += 1
+                    own = self.inodes[owned]
+                    if not own.flags & Inode.SEVERAL_NAMES and (own.parent, own.entry) != (directory, b""):
+                        self.misnamed.add(owned)
                     self.objects[self.inodes[directory].bucket] += 1
                 else:
                     self.found(
@@ -127,6 +145,7 @@ class _Checker:
         self._check_stray_entries(reader)
         self._check_directories(reached)
         self._check_links(reader, reached)
+        self._check_names(reader, reached)
 
     def _clear_object(self, directory: int) -> Repair:
         def clear(tx: MetadataTransaction) -> None:
@@ -198,13 +217,11 @@ class _Checker:
             if parent is not None:
                 if inode.is_live:
                     live_directories[parent[0]] += 1
-                if inode.parent != parent[0]:
+                if (inode.parent, inode.entry) != parent:
                     self.found(
-                        "directory-parent",
-                        f"directory {number:#x}",
-                        f"says its parent is {inode.parent:#x}, it is {parent[0]:#x}",
-                        fsck_repairs.set_parent(number, parent[0]),
-                    )
+                        "directory-parent", f"directory {number:#x}", f"says it is {inode.entry!r} in {inode.parent:#x}, it is {parent[1]!r} in {parent[0]:#x}",
+                        fsck_repairs.set_parent(number, *parent),
+                    )  # fmt: skip
 
     def _depth(self, number: int) -> int:
         depth = 0
@@ -212,6 +229,37 @@ class _Checker:
             number = self.parents[number][0]
             depth += 1
         return depth
+
+    def _check_names(self, reader: InodeReader, reached: set[int]) -> None:
+        """Whether files say under which names they are found: by these a pack tells of them, and so a rebuild finds them again."""
+        rows: Counter[int] = Counter()
+        for number, (directory, entry) in names.scan(reader):
+            inode = self.inodes.get(number)
+            dentry = tree.get_dentry(reader, directory, entry) if entry else None
+            owner = self.inodes.get(directory)
+            found = dentry.inode if dentry is not None else owner.object_inode if owner is not None and not entry else 0
+            rows[number] += found == number
+            if found != number or inode is None or not inode.flags & Inode.SEVERAL_NAMES:
+                self.misnamed.add(number)
+        for number, inode in self.inodes.items():
+            if inode.flags & Inode.SEVERAL_NAMES and rows[number] != self.links[number]:
+                self.misnamed.add(number)
+        if not self.misnamed:
+            return
+        known: dict[int, list[names.Name]] = {number: [] for number in self.misnamed}
+        for directory in reached:
+            for entry, dentry in tree.scan_dentries(reader, directory):
+                if dentry.inode in known:
+                    known[dentry.inode].append((directory, entry))
+            if self.inodes[directory].object_inode in known:
+                known[self.inodes[directory].object_inode].append((directory, b""))
+        for number, found_names in known.items():
+            self.found(
+                "wrong-names",
+                f"inode {number:#x}",
+                "does not say under which names it is found",
+                fsck_repairs.set_names(number, found_names),
+            )
 
     def _check_links(self, reader: InodeReader, reached: set[int]) -> None:
         parts = {part.inode for _, _, part in scan_all_parts(reader)}
@@ -269,10 +317,10 @@ class _Checker:
             parent = tree.ensure_directories(tx, row, [LOST_AND_FOUND])
             name = f"{number:016x}".encode()
             if inode.kind == Kind.DIRECTORY:
-                inode.parent = parent.number
                 name += b"/"
             else:
                 inode.nlink = 1
+                names.set_all(tx, inode, ())
             tx.dirty(inode)
             tree.attach(tx, parent, name, Dentry(number, inode.kind))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stratum import content, inventory, longkeys, tree
+from stratum import content, inventory, longkeys, names, tree
 from stratum.multipart import scan_all_parts
-from stratum.schema import ROOT_INODE, Dentry, Kind, key_u64_u64, prefix_range, split_u64_u64
+from stratum.schema import ROOT_INODE, Dentry, Kind, key_u64, key_u64_u64, prefix_range, split_u64_u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,11 +60,24 @@ def set_counts(number: int, counted: tuple[int, int, int]) -> Repair:
     return repair
 
 
-def set_parent(number: int, parent: int) -> Repair:
+def set_parent(number: int, parent: int, entry: bytes) -> Repair:
     def repair(tx: MetadataTransaction) -> None:
         inode = tx.inode(number)
-        inode.parent = parent
+        inode.parent, inode.entry = parent, entry
         tx.dirty(inode)
+
+    return repair
+
+
+def set_names(number: int, known: list[names.Name]) -> Repair:
+    def repair(tx: MetadataTransaction) -> None:
+        if tx.has_inode(number):
+            inode = tx.inode(number)
+            names.set_all(tx, inode, known)
+            tx.dirty(inode)
+            return
+        for key, _ in list(tx.scan(*prefix_range(key_u64(b"i", number)))):
+            tx.delete(key)
 
     return repair
 

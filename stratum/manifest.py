@@ -13,9 +13,9 @@ import base64
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, packs, tree
+from stratum import buckets, names, packs
 from stratum.errors import Gone
-from stratum.schema import ROOT_INODE, Inode, Kind, key_u64, prefix_range, unpack_json
+from stratum.schema import ROOT_INODE, Inode, key_u64, prefix_range, unpack_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NAMES_MAX = 64
-OWN_OBJECT = b""
-"""The name, inside its directory, of an object whose key is the directory's own."""
 
 
 Moment = tuple[int, int, int, int]
@@ -48,59 +46,53 @@ def moment_now(reader: InodeReader, epoch: int) -> dict[str, int]:
 
 
 class Names:
-    """Paths of the `wanted` inodes. Each directory is read once for all of them, and no more is kept of it than they need."""
+    """Paths of inodes. What is known of directories is kept for the next one."""
 
-    def __init__(self, reader: InodeReader, wanted: Iterable[int]) -> None:
+    def __init__(self, reader: InodeReader) -> None:
         self._reader = reader
-        self._wanted = set(wanted)
         self._buckets = {row.inode: name for name, row in buckets.scan(reader)}
-        self._entries: dict[int, dict[int, list[bytes]]] = {}
-
-    def _names_in(self, directory: int) -> dict[int, list[bytes]]:
-        found = self._entries.get(directory)
-        if found is None:
-            found = self._entries[directory] = {}
-            for entry, dentry in tree.scan_dentries(self._reader, directory):
-                if dentry.kind == Kind.DIRECTORY or dentry.inode in self._wanted:
-                    found.setdefault(dentry.inode, []).append(entry)
-        return found
+        self._directories: dict[int, tuple[str, bytes] | None] = {}
 
     def directory(self, number: int) -> tuple[str, bytes] | None:
-        """(bucket, path of a directory below it, ending in "/" or empty)."""
-        parts: list[bytes] = []
-        while number not in self._buckets:
+        """(bucket, path of a directory below it, ending in "/" or empty); None if it hangs nowhere."""
+        chain: list[Inode] = []
+        found: tuple[str, bytes] | None = None
+        while number not in self._directories:
+            if number in self._buckets:
+                self._directories[number] = (self._buckets[number], b"")
+                break
             try:
-                parent = self._reader.inode(number).parent
+                inode = self._reader.inode(number)
             except Gone:
-                return None
-            names = self._names_in(parent).get(number) if parent else None
-            if not names or number == ROOT_INODE:
-                return None
-            parts.append(names[0])
-            number = parent
-        return self._buckets[number], b"".join(reversed(parts))
+                break
+            if not inode.parent or number == ROOT_INODE:
+                break
+            chain.append(inode)
+            number = inode.parent
+        found = self._directories.get(number)
+        for inode in reversed(chain):
+            found = (found[0], found[1] + inode.entry) if found is not None else None
+            self._directories[inode.number] = found
+        return found
 
     def of(self, inode: Inode) -> tuple[str, list[bytes]]:
-        """(bucket, keys) of a file: its names in the directory that has its newest one."""
-        if not inode.parent or not self._reader.has_inode(inode.parent):
-            return "", []
-        above = self.directory(inode.parent)
-        if above is None:
-            return "", []
-        bucket, path = above
-        names = [path + name for name in self._names_in(inode.parent).get(inode.number, [])]
-        if self._reader.inode(inode.parent).object_inode == inode.number:
-            names.append(path)
-        return bucket, names[:NAMES_MAX]
+        """(bucket, keys) of a file, at most NAMES_MAX of them; they are in one bucket."""
+        bucket, keys = "", []
+        for directory, entry in names.of(self._reader, inode, NAMES_MAX):
+            above = self.directory(directory)
+            if above is not None:
+                bucket = above[0]
+                keys.append(above[1] + entry)
+        return bucket, keys
 
 
 def encoded(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
 
-def file_entry(reader: InodeReader, inode: Inode, names: Names) -> dict[str, Any] | None:
+def file_entry(reader: InodeReader, inode: Inode, paths: Names) -> dict[str, Any] | None:
     """A file as a manifest tells it; None if it has no name."""
-    bucket, keys = names.of(inode)
+    bucket, keys = paths.of(inode)
     if not keys:
         return None
     entry: dict[str, Any] = {
@@ -112,7 +104,7 @@ def file_entry(reader: InodeReader, inode: Inode, names: Names) -> dict[str, Any
             [piece.file_offset, piece.length, piece.extent, piece.extent_offset]
             for piece in reader.slices(inode.number)
         ],
-        "attributes": encoded(inode.pack()),
+        "attributes": encoded(inode.pack_attributes()),
     }
     raw = reader.get(key_u64(b"M", inode.number))
     if inode.has_metadata and raw is not None:
@@ -134,14 +126,13 @@ def describe(
     inodes: Iterable[int],
 ) -> dict[str, Any]:
     """The manifest of a pack; `members` lists (extent, offset, length), `inodes` are the files that own them."""
-    inodes = list(inodes)
-    names = Names(reader, inodes)
+    paths = Names(reader)
     files: list[dict[str, Any]] = []
     bucket_names: set[str] = set()
     for number in inodes:
         if not reader.has_inode(number):
             continue
-        entry = file_entry(reader, reader.inode(number), names)
+        entry = file_entry(reader, reader.inode(number), paths)
         if entry is not None:
             files.append(entry)
             bucket_names.add(entry["bucket"])

@@ -141,13 +141,10 @@ def place(tx: MetadataTransaction, bucket: BucketRow, key: bytes, fill: Callable
 
 
 def _place_own_object(tx: MetadataTransaction, directory: Inode, inode: Inode, fill: Callable[[Inode], None]) -> None:
-    inode.parent = directory.number
     tx.add_inode(inode)
     fill(inode)
     old = directory.object_inode
-    if not old:
-        tx.usage(directory.bucket, 1, 0)
-    tree.change_liveness(tx, directory, lambda d: setattr(d, "rdev", inode.number))
+    tree.own_object(tx, directory, inode.number)
     tree.touch(tx, directory)
     tree.log_entry(tx, directory.number, b"", directory.number)
     if old:
@@ -247,14 +244,12 @@ def delete(tx: MetadataTransaction, bucket: BucketRow, key: bytes, conditions: C
     else:
 
         def clear(inode: Inode) -> None:
-            inode.rdev = 0
             inode.flags &= ~Inode.EXPLICIT
 
         owned = directory.object_inode
-        tree.change_liveness(tx, directory, clear)
+        tree.own_object(tx, directory, 0, clear)
         tree.log_entry(tx, directory.number, b"", directory.number)
         if owned:
-            tx.usage(directory.bucket, -1, 0)
             tree.drop_link(tx, tx.inode(owned))
     tree.remove_implicit(tx, bucket, entries)
     return True

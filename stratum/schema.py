@@ -38,6 +38,7 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     f inode                      -> empty: a file that may lie in many pieces (not of the tiers; see compaction)
     g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log; `gbuckets` differs when a B row does (inventory.py)
     h pack                       -> JSON {why}: a pack whose shards want repair
+    i inode, digest of the rest  -> directory, entry: a name of an inode that has several (not of the tiers; see names.py)
     j inode, time ns             -> JSON: a decision or move, for `stratum explain`
     l segment, offset            -> 8-byte length: hot bytes of an extent that has left; they are given back, then the row goes
     m inode                      -> JSON MoveRow: a move that somebody asked for
@@ -61,7 +62,8 @@ without live children *is* the key `d/`, empty.
 Inodes. Numbers are session id << 32 | counter, never used twice; 1 is the root. For a directory `entries` counts all
 dentries and `live` those that S3 shows (files, and directories that are or contain keys). A directory that is not
 explicit, has no object and no entries does not exist. `parent` is the directory of a directory, and of another inode the one
-that its newest name stands in. `version` grows with every committed change of content.
+that its newest name stands in; `entry` is that name (names.py), and stands behind the rest of the row. `version` grows with every committed
+change of content.
 """
 
 from __future__ import annotations
@@ -75,9 +77,9 @@ from typing import Any
 from stratum.kv.contract import prefix_end
 
 ROOT_INODE = 1
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """1: until 0.1. 2: quotas, limits and the audit log, which a program of format 1 would pass over; buckets say whether reads are audited.
-3: the store has a journal, without which it may not be whole."""
+3: the store has a journal, without which it may not be whole. 4: inodes tell their names."""
 UPGRADING = 1 << 32
 """Added to the format that an unfinished upgrade leads to: no program opens such a volume."""
 ETAG_PARTS_VERSIONED = 0xFFFF
@@ -118,9 +120,10 @@ _DENTRY = struct.Struct(">QB")
 
 
 class Dentry:
-    """What a name leads to."""
+    """What a name leads to. Packed, it has `BYTES` bytes, more than the row of a long name's beginning."""
 
     __slots__ = ("inode", "kind")
+    BYTES = _DENTRY.size
 
     def __init__(self, inode: int, kind: int) -> None:
         self.inode = inode
@@ -141,7 +144,7 @@ class Inode:
     """A file or directory. Times are ns since 1970, sizes bytes. Mutable: transactions cache and pack it once."""
 
     __slots__ = (
-        "atime_ns", "bucket", "ctime_ns", "entries", "etag", "etag_parts", "flags", "gid", "kind", "live", "mode", "mtime_ns", "nlink", "number",
+        "atime_ns", "bucket", "ctime_ns", "entries", "entry", "etag", "etag_parts", "flags", "gid", "kind", "live", "mode", "mtime_ns", "nlink", "number",
         "parent", "rdev", "size", "uid", "version",
     )  # fmt: skip
 
@@ -151,6 +154,7 @@ class Inode:
     EXPLICIT = 8  # a directory that exists without children
     ACCESS_LIST = 16  # there is a Y row system.posix_acl_access
     DEFAULT_ACCESS_LIST = 32  # a directory with a Y row system.posix_acl_default
+    SEVERAL_NAMES = 64  # each has a row of table i
 
     def __init__(
         self,
@@ -182,8 +186,13 @@ class Inode:
         self.live = 0
         self.bucket = bucket
         self.parent = parent
+        self.entry = b""
 
     def pack(self) -> bytes:
+        return self.pack_attributes() + self.entry
+
+    def pack_attributes(self) -> bytes:
+        """All but the name."""
         return INODE_STRUCT.pack(
             self.kind, self.flags, self.etag_parts, self.mode, self.uid, self.gid, self.nlink, self.rdev, self.size,
             self.atime_ns, self.mtime_ns, self.ctime_ns, self.version, self.etag, self.entries, self.live, self.bucket, self.parent,
@@ -196,7 +205,8 @@ class Inode:
         (
             self.kind, self.flags, self.etag_parts, self.mode, self.uid, self.gid, self.nlink, self.rdev, self.size,
             self.atime_ns, self.mtime_ns, self.ctime_ns, self.version, self.etag, self.entries, self.live, self.bucket, self.parent,
-        ) = INODE_STRUCT.unpack(raw)  # fmt: skip
+        ) = INODE_STRUCT.unpack_from(raw)  # fmt: skip
+        self.entry = raw[INODE_STRUCT.size :]
         return self
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from stratum import content, longkeys
+from stratum import content, longkeys, names
 from stratum.errors import InvalidName, KeyTooLong, NotFound, ReadOnlyBucket, TooManyLinks
 from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64_u64
 
@@ -128,29 +128,61 @@ def attach(tx: MetadataTransaction, parent: Inode, entry: bytes, dentry: Dentry)
     """Add an entry that is not there. The link count of the target is the caller's."""
     longkeys.put(tx, b"D", parent.number, entry, dentry.pack(), tx.new_id)
     parent.entries += 1
+    _add_name(tx, parent, entry, dentry)
     if dentry.kind == Kind.DIRECTORY:
         parent.nlink += 1
-    else:
-        _remember_parent(tx, parent, dentry)
-        if dentry.kind == Kind.FILE:
-            tx.usage(parent.bucket, 1, 0)
+    elif dentry.kind == Kind.FILE:
+        tx.usage(parent.bucket, 1, 0)
     touch(tx, parent)
     if shows_in_s3(tx, dentry):
         change_liveness(tx, parent, lambda directory: add_live(directory, 1))
     log_entry(tx, parent.number, entry, dentry.inode)
 
 
-def _remember_parent(tx: MetadataTransaction, parent: Inode, dentry: Dentry) -> None:
+def _add_name(tx: MetadataTransaction, parent: Inode, entry: bytes, dentry: Dentry) -> None:
     """Of several names of a file the newest counts: what a directory says about its files reaches them through it."""
     inode = tx.inode(dentry.inode)
-    inode.parent = parent.number
+    if dentry.kind == Kind.DIRECTORY:
+        inode.parent, inode.entry = parent.number, entry
+    else:
+        names.add(tx, inode, parent.number, entry)
     tx.dirty(inode)
+
+
+def _remove_name(tx: MetadataTransaction, parent: Inode, entry: bytes, dentry: Dentry) -> None:
+    if dentry.kind != Kind.DIRECTORY:
+        inode = tx.inode(dentry.inode)
+        names.remove(tx, inode, parent.number, entry)
+        tx.dirty(inode)
+
+
+def own_object(
+    tx: MetadataTransaction, directory: Inode, number: int, change: Callable[[Inode], None] = lambda _: None
+) -> None:
+    """Let the object under the directory's own key be `number`, 0 for none. `change` does more to the directory. Links are the caller's."""
+    before = directory.object_inode
+    if before:
+        inode = tx.inode(before)
+        names.remove(tx, inode, directory.number, b"")
+        tx.dirty(inode)
+    tx.usage(directory.bucket, (1 if number else 0) - (1 if before else 0), 0)
+
+    def own(inode: Inode) -> None:
+        inode.rdev = number
+        change(inode)
+
+    change_liveness(tx, directory, own)
+    if number:
+        inode = tx.inode(number)
+        names.add(tx, inode, directory.number, b"")
+        tx.dirty(inode)
 
 
 def detach(tx: MetadataTransaction, parent: Inode, entry: bytes, dentry: Dentry) -> None:
     """Remove an entry; the target's link count is the caller's."""
     live = shows_in_s3(tx, dentry)
     longkeys.delete(tx, b"D", parent.number, entry)
+    _remove_name(tx, parent, entry, dentry)
     parent.entries -= 1
     if dentry.kind == Kind.DIRECTORY:
         parent.nlink -= 1
@@ -169,7 +201,8 @@ def swap(tx: MetadataTransaction, parent: Inode, entry: bytes, old: Dentry, new:
         attach(tx, parent, entry, new)
         return
     longkeys.put(tx, b"D", parent.number, entry, new.pack(), tx.new_id)
-    _remember_parent(tx, parent, new)
+    _remove_name(tx, parent, entry, old)
+    _add_name(tx, parent, entry, new)
     touch(tx, parent)
     log_entry(tx, parent.number, entry, old.inode)
 

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import backup, config
+from stratum import backup, config, names
 from stratum.errors import Busy, InvalidArgument, VolumeInvalid
 from stratum.kv.lmdb_access import LmdbCopy, lineage_of
 from stratum.log import get_logger
@@ -56,7 +56,12 @@ def _from_2(_tx: LmdbTransaction, _cursor: bytes) -> bytes | None:
     return None
 
 
-STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1, 2: _from_2}
+def _from_3(tx: LmdbTransaction, cursor: bytes) -> bytes | None:
+    """Inodes tell their names."""
+    return names.index_page(tx, cursor, ROWS_AT_ONCE)
+
+
+STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """By the format they begin with. A step is called with where the last call ended, and returns where it ended, or None at the end."""
 
 

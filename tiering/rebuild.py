@@ -23,10 +23,10 @@ from stratum import buckets, cold, manifest, volume
 from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
-from stratum.errors import InvalidArgument, NotFound, TierUnavailable
+from stratum.errors import InvalidArgument, NotFound, TierUnavailable, VolumeInvalid
 from stratum.identity import Identities
 from stratum.log import get_logger
-from stratum.schema import pack_u64, unpack_json, unpack_u64
+from stratum.schema import FORMAT_VERSION, pack_u64, unpack_json, unpack_u64
 from stratum.tier_rows import VALID, PackRow, Tier
 from stratum.tiering.rebuild_files import Builder
 from stratum.tiering.snapshots import SEAL_KEY, TAKEN_KEY, parse
@@ -115,6 +115,7 @@ class _Snapshot:
     is_sure: bool = False
     seal: bytes = b""
     session: int = 0
+    format: int = 3
 
     def _records(self) -> Iterator[tuple[bytes, bytes]]:
         """Raises `ValueError` or `zlib.error` if it is damaged."""
@@ -131,7 +132,9 @@ class _Snapshot:
             if key == SEAL_KEY:
                 self.seal = value
             elif key == TAKEN_KEY:
-                self.moment, self.is_sure = manifest.moment_of(unpack_json(value)), True
+                told = unpack_json(value)
+                self.moment, self.is_sure = manifest.moment_of(told), True
+                self.format = told.get("format", self.format)
             elif key[:1] in {b"I", b"X", b"p"}:
                 self.session = max(self.session, unpack_u64(key[1:])[0] >> 32)
 
@@ -230,6 +233,10 @@ def _snapshot(remote: Remote, found: _Found, file: BinaryIO, report: Report) -> 
             file.truncate()
             file.writelines(remote.sealed.get(key).pieces)
             snapshot.look()
+            if snapshot.format > FORMAT_VERSION:
+                raise VolumeInvalid(
+                    f"the snapshot {key} is of format {snapshot.format}, and this program knows 1 to {FORMAT_VERSION}; rebuild with the program that took it"
+                )
         except (RemoteError, zlib.error, ValueError) as error:
             log.warning("snapshot_not_read", key=key, error=str(error))
             report.damaged.append(key)
@@ -253,6 +260,8 @@ def _restore(
         builder.adopt(found.instance, row)
         if snapshot is not None:
             builder.load(snapshot.rows())
+            if snapshot.format < FORMAT_VERSION:
+                builder.tell_names()
         for number, pack, moment, told in found.manifests.in_order():
             builder.add_pack(number, pack, told)
             if snapshot is None or moment > snapshot.moment:

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, content, evidence, inventory, objects, packs, quotas, tree
+from stratum import buckets, content, evidence, inventory, names, objects, packs, quotas, tree
 from stratum.blocks import BLOCK_BYTES, CHECKSUM_BYTES
 from stratum.errors import NotFound
 from stratum.manifest import Names
@@ -89,6 +89,12 @@ class Builder:
             )
         self._load(root)
         self._volume.mutate(quotas.recount)
+
+    def tell_names(self) -> None:
+        """Of a snapshot of before format 4."""
+        cursor: bytes | None = b""
+        while cursor is not None:
+            cursor = self._volume.mutate(partial(names.index_page, cursor=cursor, limit=ROWS_AT_ONCE))
 
     def _load(self, rows: list[tuple[bytes, bytes]]) -> None:
         def load(tx: MetadataTransaction) -> None:
@@ -191,7 +197,7 @@ class Builder:
 
     def _drop_files(self, numbers: list[int]) -> list[str]:
         with self._volume.snapshot() as reader:
-            names = Names(reader, numbers)
+            names = Names(reader)
             named = [names.of(reader.inode(number)) for number in numbers if reader.has_inode(number)]
 
         def drop(tx: MetadataTransaction) -> None:
@@ -320,7 +326,7 @@ def _names_to_give_up(
     """Buckets and keys that a file is known by and does not have any more."""
     if inode.nlink == len(keys) and all(_holder(tx, bucket, key) == inode.number for key in keys):
         return []
-    name, known = Names(tx, [inode.number]).of(inode)
+    name, known = Names(tx).of(inode)
     if not known:
         return []
     source = buckets.get(tx, name)
@@ -352,9 +358,7 @@ def _give_name(tx: MetadataTransaction, bucket: BucketRow, key: bytes, inode: In
             tree.detach(tx, parent, name, dentry)
         tree.attach(tx, parent, name, Dentry(inode.number, inode.kind))
     else:
-        tree.change_liveness(tx, parent, lambda directory: setattr(directory, "rdev", inode.number))
-        tx.usage(bucket.inode, 0 if holder else 1, 0)
-        inode.parent = parent.number
+        tree.own_object(tx, parent, inode.number)
     if holder:
         tree.drop_link(tx, tx.inode(holder))
     inode.nlink += 1

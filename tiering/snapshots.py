@@ -22,7 +22,7 @@ from stratum.cold_backends.contract import RemoteError
 from stratum.cold_files import upload
 from stratum.errors import Busy, NoSpace, StratumError, TierUnavailable
 from stratum.log import get_logger
-from stratum.schema import pack_json
+from stratum.schema import FORMAT_VERSION, pack_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -40,13 +40,13 @@ LEVEL = 6
 ROWS_A_LOOK = 4096
 KEPT = 7
 _ROW = struct.Struct(">HI")
-TABLES = b"BDGHIKMNPRSUWXYabcdjnopqstuv"
+TABLES = b"BDGHIKMNPRSUWXYabcdijnopqstuv"
 """What a snapshot holds. Not here: sessions and what hangs on them, change logs, queues, and A, which is added if it is safe."""
 SETTINGS = (b"glimits", b"gscrub_speed")
 """Of the settings those that somebody has made for users."""
 SEAL_KEY = b"\0seal.key"
 TAKEN_KEY = b"\0taken"
-"""JSON {epoch, timeline, transaction}: what the rows are of (manifest.moment_of)."""
+"""JSON {epoch, timeline, transaction, format}: what the rows are of (manifest.moment_of), and the format of the volume (schema.py; before 4 it is not told)."""
 
 
 def _record(key: bytes, value: bytes) -> bytes:
@@ -56,7 +56,7 @@ def _record(key: bytes, value: bytes) -> bytes:
 def rows(volume: Volume, epoch: int, *, with_secrets: bool) -> Iterator[bytes]:
     """The stream before compression. Stored extents (E) come along: their bytes are nowhere else."""
     with volume.snapshot() as reader:
-        yield _record(TAKEN_KEY, pack_json(manifest.moment_now(reader, epoch)))
+        yield _record(TAKEN_KEY, pack_json({**manifest.moment_now(reader, epoch), "format": FORMAT_VERSION}))
         for key in SETTINGS:
             value = reader.get(key)
             if value is not None:

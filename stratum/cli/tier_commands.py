@@ -320,7 +320,7 @@ def tier_plan(options: Namespace) -> int:
 
 def manifest_names(reader: InodeReader, numbers: list[int]) -> dict[int, str]:
     """`bucket/key` of inodes."""
-    names = Names(reader, numbers)
+    names = Names(reader)
     found = {}
     for number in numbers:
         bucket, keys = names.of(reader.inode(number))

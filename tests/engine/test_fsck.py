@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import buckets, fsck, longkeys, multipart, tree
+from stratum import buckets, clones, files, fsck, longkeys, multipart, tree
 from stratum.content import NewContent
 from stratum.errors import DataDamaged
 from stratum.schema import (
@@ -39,6 +39,9 @@ def filled(opened: Volume) -> Volume:
     put(opened, "dir/small", b"small")
     put(opened, "dir/large", DATA)
     put(opened, "top", b"top")
+    put(opened, "own/", b"own")
+    linked = put(opened, "linked", b"linked")
+    opened.mutate(lambda tx: files.link(tx, linked.number, clones.find(tx, b"bucket/dir").number, b"again"))
     upload = opened.mutate(
         lambda tx: multipart.create(
             tx, BUCKET, b"mp", owner="", acl="", metadata=ObjectMetadata(), algorithm="", checksum_type=""
@@ -71,7 +74,7 @@ def directory(reader: InodeReader) -> Inode:
     return reader.inode(number)
 
 
-def edit_inode(tx: Transaction, inode: Inode, **values: int) -> None:
+def edit_inode(tx: Transaction, inode: Inode, **values: int | bytes) -> None:
     for name, value in values.items():
         setattr(inode, name, value)
     tx.put(key_u64(b"I", inode.number), inode.pack())
@@ -95,6 +98,35 @@ def directory_live(tx: Transaction, reader: InodeReader) -> None:
 
 def directory_parent(tx: Transaction, reader: InodeReader) -> None:
     edit_inode(tx, directory(reader), parent=1)
+
+
+def directory_name(tx: Transaction, reader: InodeReader) -> None:
+    edit_inode(tx, directory(reader), entry=b"other/")
+
+
+def wrong_name(tx: Transaction, reader: InodeReader) -> None:
+    edit_inode(tx, find(reader, b"top"), entry=b"other")
+
+
+def missing_name(tx: Transaction, reader: InodeReader) -> None:
+    key, _ = next(iter(reader.scan(*prefix_range(b"i"))))
+    tx.delete(key)
+
+
+def one_name_of_several(tx: Transaction, reader: InodeReader) -> None:
+    edit_inode(tx, find(reader, b"linked"), flags=0)
+
+
+def stray_name(tx: Transaction, reader: InodeReader) -> None:
+    tx.put(key_u64(b"i", find(reader, b"top").number) + b"x" * 16, key_u64(b"", 1) + b"never")
+
+
+def stray_name_of_nothing(tx: Transaction, reader: InodeReader) -> None:
+    tx.put(key_u64(b"i", 1 << 50) + b"x" * 16, key_u64(b"", 1) + b"bucket/")
+
+
+def wrong_name_of_own_object(tx: Transaction, reader: InodeReader) -> None:
+    edit_inode(tx, find(reader, b"own/"), parent=1)
 
 
 def link_count(tx: Transaction, reader: InodeReader) -> None:
@@ -179,7 +211,8 @@ def overlapping_slices(tx: Transaction, reader: InodeReader) -> None:
 
 
 REPAIRABLE = [
-    dangling_entry, dangling_object, directory_counts, directory_live, directory_parent, link_count, unreachable_inode, unheld_orphan, bucket_without_entry,
+    dangling_entry, dangling_object, directory_counts, directory_live, directory_parent, directory_name, wrong_name, missing_name, one_name_of_several, stray_name,
+    stray_name_of_nothing, wrong_name_of_own_object, link_count, unreachable_inode, unheld_orphan, bucket_without_entry,
     directory_without_bucket, stray_slice, extent_references, unfreed_extent, stray_free, segment_counts, stray_metadata, stray_content, stray_attribute,
     bucket_usage, dangling_part, stray_part, overlapping_slices,
 ]  # fmt: skip

@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import backup, buckets, config, fsck, upgrade
+from stratum import backup, buckets, clones, config, files, fsck, tree, upgrade
 from stratum.errors import Busy, InvalidArgument, VolumeInvalid
 from stratum.kv.lmdb_store import LmdbStore
-from stratum.schema import FORMAT_VERSION, pack_json, pack_u64, unpack_json, unpack_u64
+from stratum.manifest import Names
+from stratum.schema import FORMAT_VERSION, Inode, pack_json, pack_u64, unpack_json, unpack_u64
 from stratum.volume import Volume
 from tests.support import BUCKET, get, make_volume, put
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from stratum.transaction import MetadataTransaction
+
+KEYS = [b"d/e/f", b"d/" + b"long" * 120, b"d/", b"d/e/" + b"long" * 120 + b"/g", b"h"]
+LINKED = {b"h", b"d/second", b"d/e/" + b"long" * 60}
 NAMES = [BUCKET, *(f"more-{number}" for number in range(7))]
 
 
@@ -29,6 +34,16 @@ def get_format(root: Path) -> int:
         return int(unpack_u64(snapshot.get(b"Cformat") or b"")[0])
 
 
+def give_names(tx: MetadataTransaction) -> None:
+    """Hard links, of which the newest name goes again."""
+    number = clones.find(tx, b"bucket/h").number
+    folder = clones.find(tx, b"bucket/d/e").number
+    files.link(tx, number, clones.find(tx, b"bucket/d").number, b"second")
+    for name in (b"long" * 60, b"gone"):
+        files.link(tx, number, folder, name)
+    files.unlink(tx, folder, b"gone", lambda _: False)
+
+
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A volume as a program of format 1 left it."""
@@ -38,12 +53,21 @@ def old(tmp_path: Path) -> Path:
         for name in NAMES[1:]:
             opened.mutate(lambda tx, name=name: buckets.create(tx, name, user))  # type: ignore[misc]  # bound now, called in time
         put(opened, "key", b"body" * 10_000)
+        for key in KEYS:
+            put(opened, key, b"x")
+        opened.mutate(give_names)
     with backup.opened_store(root / "meta", config.load(root)) as store, store.transact() as tx:
         for key, raw in list(tx.scan(b"B", b"C")):
             row = unpack_json(raw)
             del row["audit_reads"]
             tx.put(key, pack_json(row))
         tx.delete(b"ginstance")
+        for number_key, raw in list(tx.scan(b"I", b"J")):
+            inode = Inode.unpack(unpack_u64(number_key[1:])[0], raw)
+            inode.flags &= ~Inode.SEVERAL_NAMES
+            tx.put(number_key, inode.pack_attributes())
+        for name_key, _ in list(tx.scan(b"i", b"j")):
+            tx.delete(name_key)
         tx.put(b"Cformat", pack_u64(1))
     return root
 
@@ -56,6 +80,11 @@ def check(root: Path) -> None:
             assert sorted(name for name, _ in buckets.scan(reader)) == sorted(NAMES)
             assert all("audit_reads" in unpack_json(raw) for _, raw in reader.scan(b"B", b"C"))
             assert reader.get(b"gupgrade") is None
+            for key in KEYS:
+                inode = tree.find_object(reader, buckets.get(reader, BUCKET), key)
+                assert inode is not None
+                _, found = Names(reader).of(inode)
+                assert set(found) == (LINKED if key in LINKED else {key})
         assert fsck.check(opened) == []
 
 
@@ -94,7 +123,7 @@ def test_interrupted_at_any_commit_it_goes_on(old: Path, tmp_path: Path, monkeyp
     real = LmdbStore.transact
     saved = tmp_path / "saved.tar.gz"
     interrupted = 0
-    for allowed in range(20):
+    for allowed in range(40):
         count = 0
 
         def limited(self: LmdbStore, allowed: int = allowed) -> Any:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from stratum import boundaries, buckets, cold_admin, volume
+from stratum import boundaries, buckets, cold_admin, packs, volume
 from stratum.identity import Identities
 from stratum.tier_rows import ColdRow
+from stratum.tiering.pressure import Gauge, Usage
 from stratum.volume import Volume
 from tests.support import BUCKET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from stratum.schema import Inode
 
 
 def make_tiered(root: Path, *, code: str = "2+1", disks: int = 3, remote: bool = True, **changed: Any) -> Path:
@@ -67,3 +70,21 @@ def at_boundary(action: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         boundaries.hook = None
+
+
+def gauge_of(opened: Volume, percents: list[float]) -> Gauge:
+    """A disk whose fullness is the last of a list."""
+
+    def measure(folder: Path) -> Usage:
+        return Usage(str(folder), 1_000_000, int(10_000 * percents[-1]), percents[-1], 1.0)
+
+    return Gauge(opened.segments.folders, opened.config, measure)
+
+
+def where(opened: Volume, inode: Inode | int) -> list[str]:
+    """The tiers with copies of a file's first extent, hottest first."""
+    number = inode if isinstance(inode, int) else inode.number
+    with opened.snapshot() as reader:
+        extent = reader.slices(number)[0].extent
+        row, _ = reader.extent(extent)
+        return (["hot"] if packs.is_hot(row) else []) + [tier.name.lower() for tier in packs.copies(reader, extent)]

@@ -19,8 +19,7 @@ from stratum.tiering.mover import Mover
 from stratum.tiering.rebuild import rebuild
 from stratum.volume import Volume
 from tests.support import BUCKET, delete, get, put
-from tests.tiers.conftest import directory_row, make_tiered
-from tests.tiers.test_mover import where
+from tests.tiers.conftest import directory_row, make_tiered, where
 
 if TYPE_CHECKING:
     from pathlib import Path

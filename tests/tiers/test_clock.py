@@ -18,7 +18,7 @@ from stratum.tiering import daemon
 from stratum.tiering.heal import Healer
 from stratum.volume import Volume
 from tests.support import BUCKET, get, put
-from tests.tiers.conftest import make_tiered
+from tests.tiers.conftest import gauge_of, make_tiered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,9 @@ DATA = b"something" * 10_000
 class Clocks:
     def __init__(self, opened: Volume) -> None:
         self.wall_s, self.ticking_s = time.time(), 1000.0
-        self.tierd = daemon.Tierd(opened, clock=lambda: self.wall_s, monotonic=lambda: self.ticking_s)
+        self.tierd = daemon.Tierd(
+            opened, gauge=gauge_of(opened, [10.0]), clock=lambda: self.wall_s, monotonic=lambda: self.ticking_s
+        )
 
     def passes(self, seconds: float) -> None:
         self.wall_s += seconds

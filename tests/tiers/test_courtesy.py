@@ -17,9 +17,7 @@ from stratum.tiering import daemon
 from stratum.tiering.mover import Mover
 from stratum.volume import Volume
 from tests.support import get, put
-from tests.tiers.conftest import at_boundary, make_tiered
-from tests.tiers.test_mover import where
-from tests.tiers.test_policy import gauge_of
+from tests.tiers.conftest import at_boundary, gauge_of, make_tiered, where
 
 if TYPE_CHECKING:
     from pathlib import Path

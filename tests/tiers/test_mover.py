@@ -31,7 +31,7 @@ from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover, exclusive
 from stratum.volume import Volume
 from tests.support import BUCKET, delete, get, put
-from tests.tiers.conftest import at_boundary, make_tiered
+from tests.tiers.conftest import at_boundary, gauge_of, make_tiered, where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,15 +50,6 @@ def faulty(opened: Volume, plan: Callable[[str, str], str]) -> Faulty:
     retrying = Retrying(made, pause=lambda _: None)
     opened.cold._remotes["archive"] = (row.encode(), Remote(retrying, retrying, retrying, made))
     return made
-
-
-def where(opened: Volume, inode: Inode | int) -> list[str]:
-    """The tiers with copies of a file's first extent, hottest first."""
-    number = inode if isinstance(inode, int) else inode.number
-    with opened.snapshot() as reader:
-        extent = reader.slices(number)[0].extent
-        row, _ = reader.extent(extent)
-        return (["hot"] if packs.is_hot(row) else []) + [tier.name.lower() for tier in packs.copies(reader, extent)]
 
 
 def settled(opened: Volume, mover: Mover) -> None:
@@ -443,7 +434,9 @@ def test_16_a_leaping_clock_moves_nothing(tmp_path: Path, jump_s: float) -> None
         inode = put(opened, "k", DATA)
         wall = [time.time()]
         ticking = [0.0]
-        worker = daemon.Tierd(opened, clock=lambda: wall[0], monotonic=lambda: ticking[0])
+        worker = daemon.Tierd(
+            opened, gauge=gauge_of(opened, [10.0]), clock=lambda: wall[0], monotonic=lambda: ticking[0]
+        )
         worker.step()
         wall[0] += jump_s
         for _ in range(5):
@@ -512,7 +505,7 @@ def test_17_a_reader_that_goes_away_does_not_take_the_others_along(tiered: Volum
 
 def test_18_one_read_of_everything_promotes_nothing(tiered: Volume) -> None:
     numbers = [put(tiered, f"k{number}", DATA).number for number in range(20)]
-    worker = daemon.Tierd(tiered)
+    worker = daemon.Tierd(tiered, gauge=gauge_of(tiered, [10.0]))
     worker.mover.move(numbers, Tier.WARM, cause="test")
     for times in range(4):
         for number in numbers[: 20 if times < 2 else 1]:
@@ -589,7 +582,7 @@ def test_an_extent_is_as_hot_as_its_hottest_owner(tiered: Volume) -> None:
         objects.set_metadata(tx, found, replace(metadata, user={hints.PRIORITY: value}))
 
     tiered.mutate(lambda tx: pin(tx, "hot"))
-    worker = daemon.Tierd(tiered)
+    worker = daemon.Tierd(tiered, gauge=gauge_of(tiered, [10.0]))
     tiered.mutate(lambda tx: hints.ask(tx, inode.number, MoveRow(Tier.WARM, "test", 1)))
     worker.step()
     assert where(tiered, inode) == ["hot", "warm"]

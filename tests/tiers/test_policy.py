@@ -25,8 +25,7 @@ from stratum.tiering.policy import LEVELS, Facts, Settings, Surroundings, decide
 from stratum.tiering.pressure import Gauge, Usage
 from stratum.volume import Volume
 from tests.support import BUCKET, get, put
-from tests.tiers.conftest import make_tiered
-from tests.tiers.test_mover import where
+from tests.tiers.conftest import gauge_of, make_tiered, where
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,15 +94,6 @@ def test_the_least_used_byte_leaves_first() -> None:
         (1, replace(used, size=1000)), (2, replace(used, size=100_000)), (3, replace(FACTS, idle_s=10.0)), (4, replace(FACTS, idle_s=99.0)),
     ])  # fmt: skip
     assert order == [4, 3, 2, 1]
-
-
-def gauge_of(opened: Volume, percents: list[float]) -> Gauge:
-    """A disk whose fullness is the last of a list."""
-
-    def measure(folder: Path) -> Usage:
-        return Usage(str(folder), 1_000_000, int(10_000 * percents[-1]), percents[-1], 1.0)
-
-    return Gauge(opened.segments.folders, opened.config, measure)
 
 
 def test_levels_have_hysteresis(tiered: Volume) -> None:

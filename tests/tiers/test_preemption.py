@@ -18,9 +18,7 @@ from stratum.tiering import lifecycle as runner
 from stratum.tiering.heal import start_scrub
 from stratum.volume import Volume
 from tests.support import BUCKET, get, put
-from tests.tiers.conftest import at_boundary, make_tiered
-from tests.tiers.test_mover import where
-from tests.tiers.test_policy import gauge_of
+from tests.tiers.conftest import at_boundary, gauge_of, make_tiered, where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

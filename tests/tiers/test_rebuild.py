@@ -12,15 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import buckets, clones, cold, cold_admin, cold_files, files, fsck, manifest, objects, quotas, tree
+from stratum import (
+    buckets,
+    clones,
+    cold,
+    cold_admin,
+    cold_files,
+    files,
+    fsck,
+    longkeys,
+    manifest,
+    objects,
+    quotas,
+    tree,
+)
 from stratum.buckets import get as get_bucket
-from stratum.errors import Busy, ForeignRemote, NotFound, QuotaExceeded, StratumError
+from stratum.content import INLINE_BYTES_MAX
+from stratum.errors import Busy, ForeignRemote, NotFound, QuotaExceeded, StratumError, VolumeInvalid
 from stratum.files import Attributes
 from stratum.housekeeping import run_once
 from stratum.identity import Identities
 from stratum.listing import list_page
 from stratum.quotas import Quota
-from stratum.schema import Inode, Kind, ObjectMetadata
+from stratum.schema import FORMAT_VERSION, Inode, Kind, ObjectMetadata
 from stratum.tier_rows import Tier
 from stratum.tiering import snapshots
 from stratum.tiering.mover import Mover
@@ -240,6 +254,90 @@ def test_a_file_that_was_renamed_and_sent_again_has_its_new_name(tmp_path: Path,
             b"d/other": b"o",
         }
         assert fsck.check(opened) == []
+
+
+@pytest.mark.parametrize("with_snapshot", [False, True])
+def test_all_names_of_a_file_come_back(tmp_path: Path, with_snapshot: bool) -> None:
+    """Those in other directories, those that are left when the newest is gone, and those of directories' own objects, cloned ones too."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        inode = put(opened, "a/first", b"1" * 50_000)
+        put(opened, "b/own/", b"o" * 50_000)
+        put(opened, "b/other", b"x" * 50_000)
+
+        def link(tx: Any) -> None:
+            other = clones.find(tx, b"bucket/b").number
+            for name in (b"second", b"third", b"newest"):
+                files.link(tx, inode.number, other, name)
+            files.unlink(tx, other, b"newest", lambda _: False)
+
+        opened.mutate(link)
+        lonely = put(opened, "a/lonely", b"2" * 50_000)
+        opened.mutate(lambda tx: files.link(tx, lonely.number, clones.find(tx, b"bucket/b").number, b"gone"))
+        opened.mutate(lambda tx: files.unlink(tx, clones.find(tx, b"bucket/b").number, b"gone", lambda _: False))
+        clones.clone(opened, b"bucket/b", b"bucket/c")
+        assert not Mover(opened).move(all_files(opened), Tier.COLD, cause="test", alone=True).failed
+        if with_snapshot:
+            snapshots.take(opened, "archive")
+        before = picture(opened)
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        # Of an own object S3 shows the directory's attributes too, and a manifest has none of directories.
+        assert {key: told[2] for key, told in picture(opened).items()} == {key: told[2] for key, told in before.items()}
+        assert {b"a/lonely", b"b/own/", b"c/own/"} <= before.keys()
+        with opened.snapshot() as reader:
+            assert objects.head(reader, get_bucket(reader, BUCKET), b"b/third").inode.nlink == 3
+        assert fsck.check(opened) == []
+
+
+def test_to_tell_of_a_file_reads_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold millions."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        fill(opened, 20)
+        numbers = all_files(opened)
+        scan = longkeys.scan
+
+        def without_entries(reader: Any, table: bytes, *args: Any) -> Any:
+            assert table != b"D", "a directory is read"
+            return scan(reader, table, *args)
+
+        monkeypatch.setattr(longkeys, "scan", without_entries)
+        assert not Mover(opened).move(numbers, Tier.COLD, cause="test", alone=True).failed
+
+
+def test_a_snapshot_of_before_format_4_is_told_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        made = fill(opened, 50)
+        number = put(opened, "a/linked", b"x" * 50_000).number
+        opened.mutate(lambda tx: files.link(tx, number, clones.find(tx, b"bucket/a/b").number, b"second"))
+
+        def as_before(tx: Any) -> None:
+            for key, raw in list(tx.scan(b"I", b"J")):
+                inode = Inode.unpack(int.from_bytes(key[1:], "big"), raw)
+                inode.flags &= ~Inode.SEVERAL_NAMES
+                tx.put(key, inode.pack_attributes())
+            for key, _ in list(tx.scan(b"i", b"j")):
+                tx.delete(key)
+
+        opened.mutate(as_before)
+        with monkeypatch.context() as patched:
+            patched.setattr(snapshots, "FORMAT_VERSION", 3)
+            snapshots.take(opened, "archive")
+    _, root = again(tmp_path)
+    with Volume(root, "test") as opened:
+        assert not fsck.check(opened), "what lies inline is in the snapshot"
+        assert picture(opened).keys() == {key for key, data in made.items() if len(data) <= INLINE_BYTES_MAX}
+
+
+def test_a_snapshot_of_a_newer_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        put(opened, "k", b"1" * 50_000)
+        send(opened, "k")
+        with monkeypatch.context() as patched:
+            patched.setattr(snapshots, "FORMAT_VERSION", FORMAT_VERSION + 1)
+            snapshots.take(opened, "archive")
+    with pytest.raises(VolumeInvalid, match="rebuild with the program that took it"):
+        again(tmp_path)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("with_snapshot", [False, True])
