@@ -99,6 +99,11 @@ def prepare_folder(path: Path, instance: str, disk: int) -> None:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if any(name.name != "lost+found" for name in path.iterdir()):
         raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty")
+    write_marker(path, instance, disk)
+
+
+def write_marker(path: Path, instance: str, disk: int) -> None:
+    """From now on the folder is this disk and no other. Raises `OSError`."""
     temporary = path / (MARKER + ".new")
     with temporary.open("w") as file:
         json.dump({"volume": instance, "disk": disk}, file)
@@ -106,6 +111,23 @@ def prepare_folder(path: Path, instance: str, disk: int) -> None:
         os.fsync(file.fileno())
     temporary.rename(path / MARKER)
     fsync_folder(path)
+
+
+def disk_of(path: Path, instance: str) -> int:
+    """The number of the disk of a volume that a folder is; 0 if it is empty or not there. Raises `InvalidArgument` if it holds anything else."""
+    try:
+        marker = json.loads((path / MARKER).read_bytes())
+    except FileNotFoundError:
+        if path.is_dir() and any(name.name != "lost+found" for name in path.iterdir()):
+            raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty") from None
+        return 0
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be a disk of the warm tier: {error.strerror}") from error
+    except ValueError:
+        marker = {}
+    if marker.get("volume") != instance:
+        raise InvalidArgument(f"{path} is a disk of another volume")
+    return int(marker["disk"])
 
 
 class WarmStore:
@@ -145,6 +167,16 @@ class WarmStore:
         prepare_folder(path, self._volume.instance, number)
         row = DiskRow(str(path), int(time.time()))
         self._volume.mutate(lambda tx: tx.put(key_u64(b"d", number), row.encode()))
+        return number
+
+    def take_up(self, path: Path) -> int:
+        """Use a disk that this volume had before its metadata was lost. It gets another number, so that whoever still has the old metadata finds
+        it gone and does not write there. What lies on it is not looked at. Raises `OSError`.
+        """
+        number = self._volume.new_id()
+        row = DiskRow(str(path), int(time.time()))
+        self._volume.mutate(lambda tx: tx.put(key_u64(b"d", number), row.encode()))
+        write_marker(path, self._volume.instance, number)
         return number
 
     def room(self) -> int:

@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold, manifest, volume
+from stratum import buckets, cold, manifest, volume, warm
 from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
@@ -28,6 +28,7 @@ from stratum.identity import Identities
 from stratum.log import get_logger
 from stratum.schema import FORMAT_VERSION, pack_u64, unpack_json, unpack_u64
 from stratum.tier_rows import VALID, PackRow, Tier
+from stratum.tiering.adopt_shards import Adopted, adopt_shards
 from stratum.tiering.rebuild_files import Builder
 from stratum.tiering.snapshots import SEAL_KEY, TAKEN_KEY, parse
 from stratum.volume import Volume
@@ -51,7 +52,7 @@ SESSIONS_SKIPPED = 1_000_000
 
 @dataclass(slots=True)
 class Report:
-    """What came back. `lost` names files whose bytes are not all in the bucket, `damaged` objects that could not be read."""
+    """What came back. `lost` names files whose bytes are nowhere, `damaged` objects that could not be read. `warm` is of disks that survived."""
 
     files: int = 0
     size: int = 0
@@ -59,6 +60,7 @@ class Report:
     snapshot: str = ""
     lost: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    warm: Adopted = field(default_factory=Adopted)
     access_key: str = ""
     secret_key: str = ""
 
@@ -156,18 +158,22 @@ def rebuild(
     try:
         with file_beside(root) as spool:
             found = _look(remote, name, spool, report, watch)
+            disks = {path: warm.disk_of(path, found.instance) for path in warm_paths}
             volume.create(root, settings)
             try:
                 with file_beside(root) as file:
                     snapshot = _snapshot(remote, found, file, report)
                     fresh = replace(row, epoch=found.epoch + 1, added_s=int(time.time()))
-                    _restore(root, snapshot, found, fresh, name, warm_paths, report)
+                    _restore(root, snapshot, found, fresh, name, disks, report)
                 try:
                     cold.write_marker(remote, found.instance, found.epoch + 1, new=False)
                 except RemoteError as error:
                     raise TierUnavailable(f"the marker cannot be written: {error.message}") from error
             except BaseException:
                 shutil.rmtree(root)
+                for path, number in disks.items():
+                    if number:
+                        warm.write_marker(path, found.instance, number)
                 raise
     finally:
         remote.plain.close()
@@ -247,8 +253,9 @@ def _snapshot(remote: Remote, found: _Found, file: BinaryIO, report: Report) -> 
 
 
 def _restore(
-    root: Path, snapshot: _Snapshot | None, found: _Found, row: ColdRow, name: str, warm_paths: list[Path], report: Report
+    root: Path, snapshot: _Snapshot | None, found: _Found, row: ColdRow, name: str, disks: dict[Path, int], report: Report
 ) -> None:  # fmt: skip
+    """`disks` are folders of the warm tier, with the number of those that the volume had before."""
     if snapshot is not None and snapshot.seal:
         (root / "meta" / "seal.key").write_bytes(snapshot.seal)
     # A session of its own, so that the numbers we give out are not those of the old volume.
@@ -268,12 +275,17 @@ def _restore(
                 builder.add_files(told)
             elif not snapshot.is_sure:
                 builder.add_files(told, only_what_is_free=True)
+        for path, number in disks.items():
+            if number:
+                opened.warm.take_up(path)
+        adopt_shards(opened, report.warm)
         report.packs = len(found.manifests.packs)
         report.lost = builder.drop_lost()
         report.files, report.size = builder.settle()
         _give_access(opened, report)
-        for path in warm_paths:
-            opened.warm.add(path)
+        for path, number in disks.items():
+            if not number:
+                opened.warm.add(path)
 
 
 def _reserve(tx: MetadataTransaction, session: int) -> None:

@@ -21,7 +21,7 @@ from stratum.errors import InvalidArgument
 from stratum.identity import Identities
 from stratum.tiering.explain import explain_inode
 from stratum.volume import Volume
-from stratum.warm import same_devices
+from stratum.warm import disk_of, same_devices
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -103,6 +103,8 @@ def init_document(root: Path, access_key: str, secret_key: str) -> dict[str, Any
 def init(options: Namespace) -> int:
     root = options.volume.absolute()
     changed, warm_paths = init_settings(options)
+    for path in warm_paths:
+        disk_of(path, instance="")
     volume.create(root, changed)
     with Volume(root, "init") as opened:
         _, access_key, secret_key = Identities(opened).add_user("admin", admin=True)
@@ -128,9 +130,6 @@ def _ec(text: str | None, paths: list[Path]) -> str:
         raise InvalidArgument(f"--ec: {error}") from error
     if len(set(paths)) != len(paths) or len(paths) < k + m:
         raise InvalidArgument(f"{text} wants {k + m} different folders; {len(set(paths))} were given with --warm")
-    for path in paths:
-        if path.exists() and any(name.name != "lost+found" for name in path.iterdir()):
-            raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty")
     return text
 
 

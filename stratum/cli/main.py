@@ -93,6 +93,15 @@ def _wait_argument(made: argparse.ArgumentParser) -> None:
     )
 
 
+def _sweep_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--older-than", metavar="TIME", default="7d", help="like 90m, 24h or 30d (7d)")
+    made.add_argument(
+        "--apply",
+        action="store_true",
+        help="remove it; after a `meta restore` that is also what moved there since the backup",
+    )
+
+
 def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made = command(
         sub, "rebuild", "make a volume anew from its remote", tier_commands.rebuild_volume, volume_default=False
@@ -128,6 +137,11 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("path", metavar="OLD", type=Path)
     made.add_argument("new", metavar="NEW", type=Path)
     _wait_argument(made)
+    made = command(
+        disks, "sweep", "find shards that nothing refers to; remove them with --apply", disk_commands.disk_sweep
+    )
+    made.add_argument("path", metavar="DIR", type=Path)
+    _sweep_arguments(made)
     remotes = group("cold", "remotes of the cold tier")
     made = command(remotes, "add", "probe a remote and use it", tier_commands.cold_add)
     made.add_argument("name", metavar="NAME")
@@ -145,12 +159,7 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
         tier_commands.cold_sweep,
     )
     made.add_argument("name", metavar="NAME")
-    made.add_argument("--older-than", metavar="TIME", default="7d", help="like 90m, 24h or 30d (7d)")
-    made.add_argument(
-        "--apply",
-        action="store_true",
-        help="remove it; after a `meta restore` that is also what was archived since the backup",
-    )
+    _sweep_arguments(made)
     command(remotes, "remove", "forget an empty remote", tier_commands.cold_remove).add_argument("name", metavar="NAME")
     made = command(remotes, "drain", "empty a remote", tier_commands.cold_drain)
     made.add_argument("name", metavar="NAME")

@@ -337,15 +337,16 @@ def rebuild_volume(options: Namespace) -> int:
         report = rebuild(root, changed, warm_paths, options.from_cold, row, watch=progress.at)
     document = {
         **init_document(root, report.access_key, report.secret_key), "files": report.files, "bytes": report.size, "packs": report.packs,
-        "snapshot": report.snapshot, "lost": report.lost, "damaged": report.damaged,
+        "snapshot": report.snapshot, "lost": report.lost, "damaged": report.damaged + report.warm.damaged, "warm_packs": report.warm.packs,
     }  # fmt: skip
     keys = (
         f"access key  {report.access_key}\nsecret key  {report.secret_key}   (shown only now)"
         if report.access_key
         else "users and keys are those of the snapshot"
     )
+    warm = f" and {report.warm.packs} on warm disks" if report.warm.packs else ""
     text = (
-        f"volume      {root}\n{keys}\n{report.files} files, {report.size} bytes in {report.packs} packs; snapshot: {report.snapshot or 'none'}"
+        f"volume      {root}\n{keys}\n{report.files} files, {report.size} bytes in {report.packs} packs{warm}; snapshot: {report.snapshot or 'none'}"
         + "".join(f"\nlost: {name}" for name in report.lost[:50])
     )
     return show(options, document, text)

@@ -14,7 +14,7 @@ from stratum.errors import NoSuchKey
 from stratum.housekeeping import run_once
 from stratum.tier_rows import Tier
 from stratum.tiering import leftovers, snapshots
-from stratum.tiering.adopt import Adopted, adopt
+from stratum.tiering.adopt import adopt
 from stratum.tiering.mover import Mover
 from stratum.tiering.rebuild import rebuild
 from stratum.volume import Volume
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stratum.schema import Inode
+    from stratum.tiering.adopt_shards import Adopted
 
 
 def move(opened: Volume, tier: Tier, *inodes: Inode) -> None:

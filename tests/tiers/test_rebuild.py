@@ -9,6 +9,7 @@ import struct
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,10 +26,21 @@ from stratum import (
     objects,
     quotas,
     tree,
+    warm,
 )
 from stratum.buckets import get as get_bucket
+from stratum.cold_backends.contract import RemoteError
 from stratum.content import INLINE_BYTES_MAX
-from stratum.errors import Busy, ForeignRemote, NotFound, QuotaExceeded, StratumError, VolumeInvalid
+from stratum.errors import (
+    Busy,
+    ForeignRemote,
+    InvalidArgument,
+    NotFound,
+    QuotaExceeded,
+    StratumError,
+    TierUnavailable,
+    VolumeInvalid,
+)
 from stratum.files import Attributes
 from stratum.housekeeping import run_once
 from stratum.identity import Identities
@@ -37,11 +49,12 @@ from stratum.quotas import Quota
 from stratum.schema import FORMAT_VERSION, Inode, Kind, ObjectMetadata
 from stratum.tier_rows import Tier
 from stratum.tiering import snapshots
+from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover
 from stratum.tiering.rebuild import Report, rebuild
 from stratum.volume import Volume
 from tests.support import BUCKET, delete, get, put
-from tests.tiers.conftest import directory_row, make_tiered
+from tests.tiers.conftest import directory_row, make_tiered, where
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -302,6 +315,46 @@ def test_to_tell_of_a_file_reads_no_directory(tmp_path: Path, monkeypatch: pytes
 
         monkeypatch.setattr(longkeys, "scan", without_entries)
         assert not Mover(opened).move(numbers, Tier.COLD, cause="test", alone=True).failed
+
+
+def test_warm_disks_that_survived_are_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies only there, too. A fresh disk may stand beside them."""
+    with Volume(make_tiered(tmp_path), "test") as opened:
+        inodes = {name: put(opened, name, name.encode() * 50_000) for name in ("warm", "cold", "both", "hot", "gone")}
+        move = Mover(opened).move
+        assert not move([inodes["warm"].number, inodes["gone"].number], Tier.WARM, cause="test").failed
+        assert not move([inodes["both"].number], Tier.WARM, cause="test").failed
+        assert not move([inodes["cold"].number, inodes["both"].number], Tier.COLD, cause="test", alone=True).failed
+        instance = opened.instance
+        snapshots.take(opened, "archive")
+    (tmp_path / "d1").rename(tmp_path / "lost")
+    with pytest.raises(InvalidArgument, match="not empty"):
+        rebuild(tmp_path / "new", {}, [tmp_path / "archive"], "archive", directory_row(tmp_path / "archive"))
+    paths = [tmp_path / name for name in ("d0", "fresh", "d2")]
+    before = [(path / warm.MARKER).read_bytes() for path in paths[::2]]
+    with monkeypatch.context() as patched:
+        patched.setattr(cold, "write_marker", Mock(side_effect=RemoteError("it refuses")))
+        with pytest.raises(TierUnavailable, match="it refuses"):
+            rebuild(tmp_path / "new", {"volume.ec": "2+1"}, paths, "archive", directory_row(tmp_path / "archive"))
+    assert [(path / warm.MARKER).read_bytes() for path in paths[::2]] == before, "the old volume could go on"
+    report = rebuild(tmp_path / "new", {"volume.ec": "2+1"}, paths, "archive", directory_row(tmp_path / "archive"))
+    assert (report.lost, report.warm.damaged, report.warm.not_asked) == ([f"{BUCKET}/hot"], [], [])
+    with Volume(tmp_path / "new", "test") as opened:
+        assert opened.instance == instance
+        for name in ("warm", "cold", "both", "gone"):
+            assert get(opened, name) == name.encode() * 50_000
+        assert [where(opened, inodes[name]) for name in ("warm", "cold")] == [["warm"], ["cold"]]
+        assert {finding.kind for finding in fsck.check(opened)} == {"damaged-pack"}, "a shard of each was lost"
+        healer = Healer(opened, Mover(opened))
+        while healer.repair():
+            pass
+        assert fsck.check(opened) == []
+        fresh = put(opened, "fresh", b"f" * 50_000)
+        assert not Mover(opened).move([fresh.number], Tier.WARM, cause="test").failed
+    with Volume(tmp_path / "volume", "test") as old:
+        assert old.warm.present() == {}, "whoever still has the old metadata does not write there"
+    with pytest.raises(InvalidArgument, match="another volume"):
+        warm.disk_of(tmp_path / "d0", "somebody else")
 
 
 def test_a_snapshot_of_before_format_4_is_told_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import cold, cold_admin, fsck, packs
-from stratum.errors import ForeignRemote
+from stratum import cold, cold_admin, fsck, packs, warm, warm_sweep
+from stratum.errors import ForeignRemote, TierUnavailable
 from stratum.tier_rows import Tier
 from stratum.tiering.mover import Mover
 from tests.support import get, put
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stratum.volume import Volume
 
 DATA = os.urandom(300_000)
@@ -56,3 +58,33 @@ def test_another_volumes_remote_is_not_swept(tiered: Volume) -> None:
     with pytest.raises(ForeignRemote):
         cold_admin.sweep(tiered, "archive", age_s_min=-5, apply=True)
     assert [info.key for info in remote.sealed.list(f"v1/{tiered.instance}/")] == [stray]
+
+
+def test_shards_that_no_row_knows_are_swept(tiered: Volume, tmp_path: Path) -> None:
+    kept, gone = put(tiered, "kept", DATA), put(tiered, "gone", DATA)
+    for inode in (kept, gone):
+        Mover(tiered).move([inode.number], Tier.WARM, cause="test")
+    with tiered.snapshot() as reader:
+        numbers = [number for number, row in packs.scan(reader) if row.tier == Tier.WARM]
+        disks = {row.path: number for number, row in warm.disks(reader).items()}
+        first = packs.get(reader, numbers[0])
+    assert first is not None
+    folder = tmp_path / "d0"
+    index = first.disks.index(disks[str(folder)])
+    own = folder / warm.shard_name(numbers[0], index)
+    stray = folder / warm.shard_name(7 << 32, 0)
+    elsewhere = own.with_name(warm.shard_name(numbers[0], (index + 1) % 3).rpartition("/")[2])
+    half = own.with_name(own.name + ".1.2.new")
+    stray.parent.mkdir(parents=True)
+    for name in (stray, elsewhere, half):
+        name.write_bytes(b"x" * 1000)
+    assert warm_sweep.sweep(tiered, folder, age_s_min=3600, apply=True)["shards"] == 0
+    assert warm_sweep.sweep(tiered, folder, age_s_min=-5, apply=False)["bytes"] == 3000
+    assert warm_sweep.sweep(tiered, folder, age_s_min=-5, apply=True)["shards"] == 3
+    assert own.exists()
+    assert not any(name.exists() for name in (stray, elsewhere, half))
+    assert get(tiered, "kept") == get(tiered, "gone") == DATA
+    assert fsck.check(tiered) == []
+    (folder / warm.MARKER).unlink()
+    with pytest.raises(TierUnavailable, match="not there"):
+        warm_sweep.sweep(tiered, folder, age_s_min=-5, apply=True)
