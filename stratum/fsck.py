@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stratum import (
     buckets,
     content,
+    fsck_names,
     fsck_repairs,
     fsck_tiers,
     housekeeping,
@@ -231,34 +232,13 @@ class _Checker:
         return depth
 
     def _check_names(self, reader: InodeReader, reached: set[int]) -> None:
-        """Whether files say under which names they are found: by these a pack tells of them, and so a rebuild finds them again."""
-        rows: Counter[int] = Counter()
-        for number, (directory, entry) in names.scan(reader):
-            inode = self.inodes.get(number)
-            dentry = tree.get_dentry(reader, directory, entry) if entry else None
-            owner = self.inodes.get(directory)
-            found = dentry.inode if dentry is not None else owner.object_inode if owner is not None and not entry else 0
-            rows[number] += found == number
-            if found != number or inode is None or not inode.flags & Inode.SEVERAL_NAMES:
-                self.misnamed.add(number)
-        for number, inode in self.inodes.items():
-            if inode.flags & Inode.SEVERAL_NAMES and rows[number] != self.links[number]:
-                self.misnamed.add(number)
-        if not self.misnamed:
-            return
-        known: dict[int, list[names.Name]] = {number: [] for number in self.misnamed}
-        for directory in reached:
-            for entry, dentry in tree.scan_dentries(reader, directory):
-                if dentry.inode in known:
-                    known[dentry.inode].append((directory, entry))
-            if self.inodes[directory].object_inode in known:
-                known[self.inodes[directory].object_inode].append((directory, b""))
-        for number, found_names in known.items():
+        wrong = self.misnamed | fsck_names.wrong_rows(reader, self.inodes, self.links)
+        for number, known in fsck_names.names_of(reader, self.inodes, reached, wrong).items():
             self.found(
                 "wrong-names",
                 f"inode {number:#x}",
                 "does not say under which names it is found",
-                fsck_repairs.set_names(number, found_names),
+                fsck_repairs.set_names(number, known),
             )
 
     def _check_links(self, reader: InodeReader, reached: set[int]) -> None:

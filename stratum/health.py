@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import counting, metrics, packs, quotas, warm
+from stratum import counting, metrics, packs, quotas, warm_disks
 from stratum.errors import InvalidArgument
 from stratum.schema import pack_json, unpack_json
 
@@ -267,7 +267,7 @@ def _processes(volume: Volume) -> Iterator[Finding]:
 
 def _tiers(volume: Volume) -> Iterator[Finding]:
     with volume.snapshot() as reader:
-        disks = {number: row for number, row in warm.disks(reader).items() if row.state != "replaced"}
+        disks = {number: row for number, row in warm_disks.disks(reader).items() if row.state != "replaced"}
         waiting = [unpack_json(raw) for _, raw in reader.scan_prefix(b"h")]
         tierd, scrub = packs.setting(reader, "tierd"), packs.setting(reader, "scrub")
         backup = packs.setting(reader, "backup")
@@ -312,7 +312,7 @@ def _warm(volume: Volume, disks: dict[int, Any], waiting: list[dict[str, Any]]) 
     lost_max = int(volume.config.volume_ec.partition("+")[2] or 0)
     if len(missing) > lost_max and disks:
         yield Finding("STR-WARM-UNREADABLE", "warm tier", f"{len(missing)} disks are missing, {lost_max} may be")
-    for first, second in warm.same_devices(Path(row.path) for row in disks.values() if row.path not in missing):
+    for first, second in warm_disks.same_devices(Path(row.path) for row in disks.values() if row.path not in missing):
         yield Finding("STR-WARM-ONE-DEVICE", str(second), f"it lies on the device of {first}: one failure takes both")
     failing = [str(why["error"]) for why in waiting if why.get("error")]
     if waiting:

@@ -26,7 +26,7 @@ from stratum.admin.gather import Gatherer
 from stratum.errors import InvalidArgument
 from stratum.identity import Identities
 from stratum.volume import Volume
-from stratum.warm import disks
+from stratum.warm_disks import disks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

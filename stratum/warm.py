@@ -2,8 +2,6 @@
 
 Invariants
 * A shard file is complete and durable under its name, or not there: it is written under another name and renamed.
-* A disk is used only while its marker says that it is the disk of this volume that its row means: an empty directory where a
-  disk was not mounted is a missing disk.
 * `read` returns what the disks say, unverified, because the caller has the extents' own checksums; `recover` believes only
   shards whose head and blocks match.
 """
@@ -29,9 +27,10 @@ from stratum.descriptors import Descriptors, read_cached
 from stratum.erasure import ShardHead, ShardInvalid
 from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
 from stratum.log import get_logger
-from stratum.schema import key_u64, prefix_range, unpack_u64
+from stratum.schema import key_u64
 from stratum.segments import fsync_folder
 from stratum.tier_rows import DiskRow
+from stratum.warm_disks import MARKER, disks, prepare_folder, shard_name, write_marker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 log = get_logger("warm")
-MARKER = "stratum-disk.json"
 COLUMN_BYTES = 1024 * 1024
 """Of each shard at a time when a pack is checked or rebuilt."""
 FREE_BYTES_MIN = 64 * 1024 * 1024
@@ -64,70 +62,6 @@ def _write_through(fd: int, view: memoryview) -> None:
 def code_of(text: str) -> tuple[int, int] | None:
     """The configured code; None without a warm tier."""
     return erasure.parse_code(text) if text else None
-
-
-def disks(reader: InodeReader) -> dict[int, DiskRow]:
-    return {unpack_u64(key[1:])[0]: DiskRow.decode(raw) for key, raw in reader.scan(*prefix_range(b"d"))}
-
-
-def find_disk(reader: InodeReader, path: Path) -> int:
-    """The disk in use at a path. Raises `InvalidArgument`."""
-    for number, row in disks(reader).items():
-        if Path(row.path) == path and row.state != "replaced":
-            return number
-    raise InvalidArgument(f"{path} is no disk of the warm tier; `stratum disk list` shows them")
-
-
-def same_devices(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of folders that lie on one device, where one failure takes both."""
-    seen: dict[int, Path] = {}
-    pairs = []
-    for path in paths:
-        try:
-            device = path.stat().st_dev
-        except OSError:
-            continue
-        if device in seen:
-            pairs.append((seen[device], path))
-        else:
-            seen[device] = path
-    return pairs
-
-
-def prepare_folder(path: Path, instance: str, disk: int) -> None:
-    """Make an empty folder a disk of this volume. Raises `InvalidArgument` if it holds anything."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if any(name.name != "lost+found" for name in path.iterdir()):
-        raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty")
-    write_marker(path, instance, disk)
-
-
-def write_marker(path: Path, instance: str, disk: int) -> None:
-    """From now on the folder is this disk and no other. Raises `OSError`."""
-    temporary = path / (MARKER + ".new")
-    with temporary.open("w") as file:
-        json.dump({"volume": instance, "disk": disk}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path / MARKER)
-    fsync_folder(path)
-
-
-def disk_of(path: Path, instance: str) -> int:
-    """The number of the disk of a volume that a folder is; 0 if it is empty or not there. Raises `InvalidArgument` if it holds anything else."""
-    try:
-        marker = json.loads((path / MARKER).read_bytes())
-    except FileNotFoundError:
-        if path.is_dir() and any(name.name != "lost+found" for name in path.iterdir()):
-            raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty") from None
-        return 0
-    except OSError as error:
-        raise InvalidArgument(f"{path} cannot be a disk of the warm tier: {error.strerror}") from error
-    except ValueError:
-        marker = {}
-    if marker.get("volume") != instance:
-        raise InvalidArgument(f"{path} is a disk of another volume")
-    return int(marker["disk"])
 
 
 class WarmStore:
@@ -526,16 +460,6 @@ class WarmStore:
             if self._pool is not None:
                 self._pool.shutdown()
                 self._pool = None
-
-
-def shard_name(number: int, index: int) -> str:
-    """Below the folder of a disk."""
-    counter = number & 0xFFFFFFFF
-    return f"packs/{number >> 32:08x}/{counter >> 12:05x}/{number:016x}.{index:02d}.shard"
-
-
-def set_disk(tx: MetadataTransaction, number: int, row: DiskRow) -> None:
-    tx.put(key_u64(b"d", number), row.encode())
 
 
 def note_damage(tx: MetadataTransaction, number: int, why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import packs, warm
+from stratum import packs, warm_disks
 from stratum.errors import TierUnavailable
 from stratum.tier_rows import VALID, Tier
 
@@ -25,8 +25,8 @@ def sweep(volume: Volume, path: Path, *, age_s_min: float, apply: bool) -> dict[
     than any sensible `age_s_min`. Raises `InvalidArgument`, or `TierUnavailable` for a disk that is not there.
     """
     with volume.snapshot() as reader:
-        disk = warm.find_disk(reader, path)
-        row = warm.disks(reader)[disk]
+        disk = warm_disks.find_disk(reader, path)
+        row = warm_disks.disks(reader)[disk]
     if not volume.warm.is_present(disk, row):
         raise TierUnavailable(f"{path} is not there, or not the disk it was; `stratum disk list` says more")
     before_s = time.time() - age_s_min

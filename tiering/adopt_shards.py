@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import erasure, packs, warm
+from stratum import erasure, packs, warm_disks
 from stratum.blocks import blocks_match
 from stratum.erasure import ShardInvalid
 from stratum.errors import DataDamaged
@@ -46,7 +46,7 @@ def adopt_shards(volume: Volume, done: Adopted) -> None:
     """For the only process that has the volume open. Raises `NoSpace` or `StorageFailed`."""
     with volume.snapshot() as reader:
         known = {number: row for number, row in packs.scan(reader) if row.tier == Tier.WARM}
-        rows = warm.disks(reader)
+        rows = warm_disks.disks(reader)
     found: dict[int, dict[int, int]] = {}
     for disk, row in rows.items():
         if row.state == "replaced":
@@ -135,7 +135,7 @@ def _any_head(rows: dict[int, DiskRow], number: int, shards: dict[int, int]) -> 
     why: ShardInvalid | OSError | None = None
     for index, disk in sorted(shards.items()):
         try:
-            with (Path(rows[disk].path) / warm.shard_name(number, index)).open("rb") as file:
+            with (Path(rows[disk].path) / warm_disks.shard_name(number, index)).open("rb") as file:
                 first = file.read(erasure.PAGE_BYTES)
                 return erasure.parse_head(first + file.read(max(erasure.table_bytes(first) - len(first), 0)))
         except (ShardInvalid, OSError) as error:

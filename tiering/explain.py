@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, copies, objects, packs, warm
+from stratum import buckets, copies, objects, packs, warm_disks
 from stratum.schema import STORED_SEGMENT, Inode, key_u64
 from stratum.tier_rows import MoveRow, Tier
 from stratum.tiering import files, records
@@ -107,7 +107,7 @@ def _extent(volume: Volume, reader: InodeReader, piece: Slice) -> dict[str, Any]
         entry["shards"] = ["Remote"]
         entry["place"] = f"remote {pack.remote}: {pack.key} at {copy.offset}"
         return entry
-    disks = warm.disks(reader)
+    disks = warm_disks.disks(reader)
     shards = []
     for index, disk in enumerate(pack.disks):
         there = disk in disks and volume.warm.shard_path(disk, copy.pack, index, reader).exists()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import content, copies, metrics, packs, warm
+from stratum import content, copies, metrics, packs, warm, warm_disks
 from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteArchived, RemoteError, RemoteNotFound
 from stratum.errors import DataDamaged, StratumError, TierUnavailable
@@ -102,7 +102,7 @@ class Healer:
         """Make a warm pack whole; what is in the way, or nothing."""
         with self._volume.snapshot() as reader:
             row = packs.get(reader, number)
-            disks = warm.disks(reader)
+            disks = warm_disks.disks(reader)
         if row is None or row.state != VALID or row.tier != Tier.WARM:
             self._done(number, None, {})
             return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from stratum import packs, warm
+from stratum import packs, warm_disks
 from stratum.schema import key_u64, pack_json, prefix_range, unpack_u64
 from stratum.tier_rows import VALID
 
@@ -56,7 +56,7 @@ class LeavingDisks:
         if not idle and 0 <= now_s - self._looked_s < LOOK_S:
             return
         with self._volume.snapshot() as reader:
-            leaving = {number for number, row in warm.disks(reader).items() if row.state != "active"}
+            leaving = {number for number, row in warm_disks.disks(reader).items() if row.state != "active"}
             noted = packs.setting(reader, "leaving_disks")
             if not leaving and not noted:
                 return

@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold, manifest, volume, warm
+from stratum import buckets, cold, manifest, volume, warm_disks
 from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
@@ -158,7 +158,7 @@ def rebuild(
     try:
         with file_beside(root) as spool:
             found = _look(remote, name, spool, report, watch)
-            disks = {path: warm.disk_of(path, found.instance) for path in warm_paths}
+            disks = {path: warm_disks.disk_of(path, found.instance) for path in warm_paths}
             volume.create(root, settings)
             try:
                 with file_beside(root) as file:
@@ -173,7 +173,7 @@ def rebuild(
                 shutil.rmtree(root)
                 for path, number in disks.items():
                     if number:
-                        warm.write_marker(path, found.instance, number)
+                        warm_disks.write_marker(path, found.instance, number)
                 raise
     finally:
         remote.plain.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from stratum import __version__, buckets, counting, health, metrics, packs, warm
+from stratum import __version__, buckets, counting, health, metrics, packs, warm_disks
 from stratum.counting import number_text
 from stratum.schema import SegmentRow
 from stratum.tier_rows import VALID, Tier
@@ -79,7 +79,7 @@ class Gatherer:
             usage = [(name, *reader.usage_of(row.inode)) for name, row in buckets.scan(reader)]
             tierd, scrub = packs.setting(reader, "tierd"), packs.setting(reader, "scrub")
             backup = packs.setting(reader, "backup")
-            disks = {number: row for number, row in warm.disks(reader).items() if row.state != "replaced"}
+            disks = {number: row for number, row in warm_disks.disks(reader).items() if row.state != "replaced"}
             found += [
                 ("stratum_repair_queue", {}, len(reader.first_rows(b"h", b"i", ROWS_COUNTED_MAX))),
                 ("stratum_move_queue", {}, len(reader.first_rows(b"m", b"n", ROWS_COUNTED_MAX))),

@@ -21,7 +21,7 @@ from stratum.errors import InvalidArgument
 from stratum.identity import Identities
 from stratum.tiering.explain import explain_inode
 from stratum.volume import Volume
-from stratum.warm import disk_of, same_devices
+from stratum.warm_disks import disk_of, same_devices
 
 if TYPE_CHECKING:
     from argparse import Namespace

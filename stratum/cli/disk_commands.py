@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import packs, warm, warm_sweep
+from stratum import packs, warm, warm_disks, warm_sweep
 from stratum.cli.commands import duration_s, show, table
 from stratum.cli.progress import Progress, amount, span
 from stratum.errors import Busy, InvalidArgument
@@ -33,7 +33,7 @@ def warn_about_devices(paths: list[Path]) -> list[str]:
     """One failing device must not take two shards: say so loudly."""
     texts = [
         f"{first} and {second} lie on one device: if it fails, both are lost"
-        for first, second in warm.same_devices(paths)
+        for first, second in warm_disks.same_devices(paths)
     ]
     for text in texts:
         print(f"WARNING: {text}", file=sys.stderr)
@@ -42,7 +42,7 @@ def warn_about_devices(paths: list[Path]) -> list[str]:
 
 def _active_paths(opened: Volume) -> list[Path]:
     with opened.snapshot() as reader:
-        return [Path(row.path) for row in warm.disks(reader).values() if row.state == "active"]
+        return [Path(row.path) for row in warm_disks.disks(reader).values() if row.state == "active"]
 
 
 def disk_add(options: Namespace) -> int:
@@ -70,19 +70,19 @@ def disk_remove(options: Namespace) -> int:
         path = options.path.absolute()
 
         def remove(tx: MetadataTransaction) -> None:
-            number = warm.find_disk(tx, path)
-            rows = warm.disks(tx)
+            number = warm_disks.find_disk(tx, path)
+            rows = warm_disks.disks(tx)
             left = sum(1 for other, row in rows.items() if other != number and row.state == "active")
             if left < k + m and not options.force:
                 raise InvalidArgument(
                     f"{left} disks would be left and {k}+{m} shards need {k + m}; `stratum disk replace` it, add one first, or --force"
                 )
             rows[number].state = "draining"
-            warm.set_disk(tx, number, rows[number])
+            warm_disks.set_disk(tx, number, rows[number])
 
         opened.mutate(remove, frees=True)
         with opened.snapshot() as reader:
-            number = warm.find_disk(reader, path)
+            number = warm_disks.find_disk(reader, path)
         failing = _wait_until_left(opened, number, f"emptying {path}") if options.wait else []
     text = (
         f"{path} is empty and forgotten"
@@ -97,7 +97,7 @@ def disk_replace(options: Namespace) -> int:
         _code(opened)
         old, new = options.path.absolute(), options.new.absolute()
         with opened.snapshot() as reader:
-            number = warm.find_disk(reader, old)
+            number = warm_disks.find_disk(reader, old)
         if old == new:
             _set_aside(new)
             opened.mutate(lambda tx: _retire(tx, number, 0), frees=True)
@@ -126,7 +126,7 @@ def _wait_until_left(opened: Volume, number: int, what: str) -> list[str]:
     with Progress(what) as progress:
         while True:
             with opened.snapshot() as reader:
-                row = warm.disks(reader).get(number)
+                row = warm_disks.disks(reader).get(number)
                 if row is None or row.state == "active":
                     return []
                 rebuild = leaving.progress(reader, number)
@@ -140,14 +140,14 @@ def _wait_until_left(opened: Volume, number: int, what: str) -> list[str]:
 
 def _set_aside(path: Path) -> None:
     """A new disk is mounted where the old one was: it must be empty, as `WarmStore.add` will see."""
-    if (path / warm.MARKER).exists():
+    if (path / warm_disks.MARKER).exists():
         raise InvalidArgument(f"{path} still is the disk it was; mount the new one there, or name another folder")
 
 
 def _retire(tx: MetadataTransaction, number: int, successor: int) -> None:
-    row = warm.disks(tx)[number]
+    row = warm_disks.disks(tx)[number]
     row.state, row.successor = "replaced", successor
-    warm.set_disk(tx, number, row)
+    warm_disks.set_disk(tx, number, row)
 
 
 def disk_sweep(options: Namespace) -> int:
@@ -162,7 +162,7 @@ def disk_sweep(options: Namespace) -> int:
 def disk_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         with opened.snapshot() as reader:
-            rows = warm.disks(reader)
+            rows = warm_disks.disks(reader)
             stored = [row for _, row in packs.scan(reader) if row.state == VALID and row.tier == Tier.WARM]
             queue = [unpack_json(raw) for _, raw in reader.scan(*prefix_range(b"h"))]
             rebuilds = {number: leaving.progress(reader, number) for number in rows}

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from stratum import buckets, health, quotas, warm
+from stratum import buckets, health, quotas, warm_disks
 from stratum.errors import InvalidArgument
 from stratum.health import CODES, Severity
 from stratum.quotas import Quota
@@ -131,7 +131,7 @@ def test_codes_of_the_warm_tier(tmp_path: Path) -> None:
     with Volume(make_tiered(tmp_path, scrub__period_s=3600.0), "test") as volume:
         assert codes(volume) == {"STR-WARM-ONE-DEVICE"}, "the disks of the test are folders beside each other"
         with volume.snapshot() as reader:
-            paths = [Path(row.path) for row in warm.disks(reader).values()]
+            paths = [Path(row.path) for row in warm_disks.disks(reader).values()]
         shutil.move(paths[0], tmp_path / "away")
         assert codes(volume) == {"STR-WARM-ONE-DEVICE", "STR-WARM-DISK-MISSING"}
         for number, path in enumerate(paths[1:]):

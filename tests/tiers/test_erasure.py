@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratum import erasure, fsck, packs, warm
+from stratum import erasure, fsck, packs, warm_disks
 from stratum.blocks import block_checksums
 from stratum.erasure import ShardHead, ShardInvalid
 from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
@@ -198,29 +198,29 @@ def test_a_replaced_disk_is_rebuilt_and_a_drained_one_forgotten(tiered: Volume, 
     shutil.rmtree(tmp_path / "d1")
     successor = tiered.warm.add(tmp_path / "new")
     with tiered.snapshot() as reader:
-        old = warm.find_disk(reader, tmp_path / "d1")
-        row = warm.disks(reader)[old]
+        old = warm_disks.find_disk(reader, tmp_path / "d1")
+        row = warm_disks.disks(reader)[old]
     row.state, row.successor = "replaced", successor
-    tiered.mutate(lambda tx: warm.set_disk(tx, old, row))
+    tiered.mutate(lambda tx: warm_disks.set_disk(tx, old, row))
     while healer.repair():
         pass
     healer.repair()
     with tiered.snapshot() as reader:
-        assert old not in warm.disks(reader)
+        assert old not in warm_disks.disks(reader)
         assert all(old not in pack.disks and 0 not in pack.disks for _, pack in packs.scan(reader))
     assert sum(1 for _ in (tmp_path / "new").rglob("*.shard")) == 5
     assert fsck.check(tiered) == []
     tiered.warm.add(tmp_path / "more")
     with tiered.snapshot() as reader:
-        leaving = warm.find_disk(reader, tmp_path / "d0")
-        row = warm.disks(reader)[leaving]
+        leaving = warm_disks.find_disk(reader, tmp_path / "d0")
+        row = warm_disks.disks(reader)[leaving]
     row.state = "draining"
-    tiered.mutate(lambda tx: warm.set_disk(tx, leaving, row))
+    tiered.mutate(lambda tx: warm_disks.set_disk(tx, leaving, row))
     for _ in range(3):
         healer.repair()
     assert list((tmp_path / "d0").rglob("*.shard")) == []
     with tiered.snapshot() as reader:
-        assert leaving not in warm.disks(reader)
+        assert leaving not in warm_disks.disks(reader)
     assert all(get(tiered, f"k{number}") == DATA for number in range(5))
     assert fsck.check(tiered) == []
 
@@ -234,12 +234,12 @@ def test_a_rebuild_says_how_far_it_is_and_goes_on_after_an_interruption(tiered: 
     shutil.rmtree(tmp_path / "d1")
     successor = tiered.warm.add(tmp_path / "new")
     with tiered.snapshot() as reader:
-        old = warm.find_disk(reader, tmp_path / "d1")
-        row = warm.disks(reader)[old]
+        old = warm_disks.find_disk(reader, tmp_path / "d1")
+        row = warm_disks.disks(reader)[old]
         on_it = [pack for _, pack in packs.scan(reader) if old in pack.disks]
     total = sum(pack.shard_bytes for pack in on_it)
     row.state, row.successor = "replaced", successor
-    tiered.mutate(lambda tx: warm.set_disk(tx, old, row))
+    tiered.mutate(lambda tx: warm_disks.set_disk(tx, old, row))
 
     def far() -> leaving.Rebuild:
         with tiered.snapshot() as reader:
@@ -264,7 +264,7 @@ def test_a_rebuild_says_how_far_it_is_and_goes_on_after_an_interruption(tiered: 
     healer.repair()
     with tiered.snapshot() as reader:
         assert leaving.progress(reader, old) is None
-        assert old not in warm.disks(reader)
+        assert old not in warm_disks.disks(reader)
     assert sum(1 for _ in (tmp_path / "new").rglob("*.shard")) == len(on_it)
     assert fsck.check(tiered) == []
 
@@ -297,4 +297,4 @@ def test_a_disk_begins_empty_and_is_added_once(tiered: Volume, tmp_path: Path) -
     for path in (tmp_path / "used", tmp_path / "d0"):
         with pytest.raises(InvalidArgument):
             tiered.warm.add(path)
-    assert warm.same_devices([tmp_path / "d0", tmp_path / "d1"]) == [(tmp_path / "d0", tmp_path / "d1")]
+    assert warm_disks.same_devices([tmp_path / "d0", tmp_path / "d1"]) == [(tmp_path / "d0", tmp_path / "d1")]

@@ -26,7 +26,7 @@ from stratum import (
     objects,
     quotas,
     tree,
-    warm,
+    warm_disks,
 )
 from stratum.buckets import get as get_bucket
 from stratum.cold_backends.contract import RemoteError
@@ -331,12 +331,12 @@ def test_warm_disks_that_survived_are_taken_up(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InvalidArgument, match="not empty"):
         rebuild(tmp_path / "new", {}, [tmp_path / "archive"], "archive", directory_row(tmp_path / "archive"))
     paths = [tmp_path / name for name in ("d0", "fresh", "d2")]
-    before = [(path / warm.MARKER).read_bytes() for path in paths[::2]]
+    before = [(path / warm_disks.MARKER).read_bytes() for path in paths[::2]]
     with monkeypatch.context() as patched:
         patched.setattr(cold, "write_marker", Mock(side_effect=RemoteError("it refuses")))
         with pytest.raises(TierUnavailable, match="it refuses"):
             rebuild(tmp_path / "new", {"volume.ec": "2+1"}, paths, "archive", directory_row(tmp_path / "archive"))
-    assert [(path / warm.MARKER).read_bytes() for path in paths[::2]] == before, "the old volume could go on"
+    assert [(path / warm_disks.MARKER).read_bytes() for path in paths[::2]] == before, "the old volume could go on"
     report = rebuild(tmp_path / "new", {"volume.ec": "2+1"}, paths, "archive", directory_row(tmp_path / "archive"))
     assert (report.lost, report.warm.damaged, report.warm.not_asked) == ([f"{BUCKET}/hot"], [], [])
     with Volume(tmp_path / "new", "test") as opened:
@@ -354,7 +354,7 @@ def test_warm_disks_that_survived_are_taken_up(tmp_path: Path, monkeypatch: pyte
     with Volume(tmp_path / "volume", "test") as old:
         assert old.warm.present() == {}, "whoever still has the old metadata does not write there"
     with pytest.raises(InvalidArgument, match="another volume"):
-        warm.disk_of(tmp_path / "d0", "somebody else")
+        warm_disks.disk_of(tmp_path / "d0", "somebody else")
 
 
 def test_a_snapshot_of_before_format_4_is_told_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import cold, cold_admin, fsck, packs, warm, warm_sweep
+from stratum import cold, cold_admin, fsck, packs, warm_disks, warm_sweep
 from stratum.errors import ForeignRemote, TierUnavailable
 from stratum.tier_rows import Tier
 from stratum.tiering.mover import Mover
@@ -66,14 +66,14 @@ def test_shards_that_no_row_knows_are_swept(tiered: Volume, tmp_path: Path) -> N
         Mover(tiered).move([inode.number], Tier.WARM, cause="test")
     with tiered.snapshot() as reader:
         numbers = [number for number, row in packs.scan(reader) if row.tier == Tier.WARM]
-        disks = {row.path: number for number, row in warm.disks(reader).items()}
+        disks = {row.path: number for number, row in warm_disks.disks(reader).items()}
         first = packs.get(reader, numbers[0])
     assert first is not None
     folder = tmp_path / "d0"
     index = first.disks.index(disks[str(folder)])
-    own = folder / warm.shard_name(numbers[0], index)
-    stray = folder / warm.shard_name(7 << 32, 0)
-    elsewhere = own.with_name(warm.shard_name(numbers[0], (index + 1) % 3).rpartition("/")[2])
+    own = folder / warm_disks.shard_name(numbers[0], index)
+    stray = folder / warm_disks.shard_name(7 << 32, 0)
+    elsewhere = own.with_name(warm_disks.shard_name(numbers[0], (index + 1) % 3).rpartition("/")[2])
     half = own.with_name(own.name + ".1.2.new")
     stray.parent.mkdir(parents=True)
     for name in (stray, elsewhere, half):
@@ -85,6 +85,6 @@ def test_shards_that_no_row_knows_are_swept(tiered: Volume, tmp_path: Path) -> N
     assert not any(name.exists() for name in (stray, elsewhere, half))
     assert get(tiered, "kept") == get(tiered, "gone") == DATA
     assert fsck.check(tiered) == []
-    (folder / warm.MARKER).unlink()
+    (folder / warm_disks.MARKER).unlink()
     with pytest.raises(TierUnavailable, match="not there"):
         warm_sweep.sweep(tiered, folder, age_s_min=-5, apply=True)
