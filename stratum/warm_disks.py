@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,3 +97,12 @@ def shard_name(number: int, index: int) -> str:
     """Below the folder of a disk."""
     counter = number & 0xFFFFFFFF
     return f"packs/{number >> 32:08x}/{counter >> 12:05x}/{number:016x}.{index:02d}.shard"
+
+
+_SHARD = re.compile(r"([0-9a-f]{16})\.([0-9]{2})\.shard(\..*\.new)?")
+
+
+def parse_shard_name(name: str) -> tuple[int, int, bool] | None:
+    """(pack, index, whether it is whole) of a file's name; None if it is not ours."""
+    found = _SHARD.fullmatch(name)
+    return (int(found[1], 16), int(found[2]), found[3] is None) if found is not None else None

@@ -46,10 +46,11 @@ def sweep(volume: Volume, path: Path, *, age_s_min: float, apply: bool) -> dict[
 
 
 def _is_wanted(name: Path, disk: int, known: dict[int, PackRow]) -> bool:
-    number, index, *_ = name.name.split(".")
-    row = known.get(int(number, 16))
-    if row is None:
-        return False
-    if name.suffix != ".shard":
-        return row.state != VALID  # half a shard, of a pack that is being written or removed
-    return row.state != VALID or row.disks[int(index)] in {disk, 0}
+    parsed = warm_disks.parse_shard_name(name.name)
+    if parsed is None:
+        return True  # somebody else's
+    number, index, is_whole = parsed
+    row = known.get(number)
+    if row is None or not is_whole:
+        return row is not None and row.state != VALID  # half a shard is of a pack that is being written or removed
+    return row.state != VALID or (index < len(row.disks) and row.disks[index] in {disk, 0})

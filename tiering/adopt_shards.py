@@ -55,8 +55,11 @@ def adopt_shards(volume: Volume, done: Adopted) -> None:
             done.not_asked.append(f"disk {row.path}: it is not there")
             continue
         for path in (Path(row.path) / "packs").rglob("*.shard"):
-            number, index = (int(part, base) for part, base in zip(path.name.split("."), (16, 10), strict=False))
-            if number not in known or disk != known[number].disks[index]:
+            parsed = warm_disks.parse_shard_name(path.name)
+            if parsed is None:
+                continue  # somebody else's
+            number, index, _ = parsed
+            if number not in known or (index < len(known[number].disks) and disk != known[number].disks[index]):
                 found.setdefault(number, {})[index] = disk
     for number, shards in sorted(found.items()):
         if number in known:

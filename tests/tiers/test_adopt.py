@@ -54,6 +54,7 @@ def test_what_moved_since_the_backup_is_read_where_it_is_now(tmp_path: Path) -> 
         made = backup.make(opened, tmp_path / "backup")
         move(opened, Tier.WARM, inodes["warm"], inodes["both"])
         move(opened, Tier.COLD, inodes["cold"], inodes["both"])
+    (tmp_path / "d0" / "packs" / "notes.shard").write_text("somebody's")
     done = restored(tmp_path, made.path)
     assert (done.files, done.lost, done.damaged, done.not_asked) == (2, [], [], [])
     with Volume(tmp_path / "volume", "test") as opened:

@@ -76,12 +76,14 @@ def test_shards_that_no_row_knows_are_swept(tiered: Volume, tmp_path: Path) -> N
     elsewhere = own.with_name(warm_disks.shard_name(numbers[0], (index + 1) % 3).rpartition("/")[2])
     half = own.with_name(own.name + ".1.2.new")
     stray.parent.mkdir(parents=True)
-    for name in (stray, elsewhere, half):
+    foreign = [folder / "packs" / name for name in ("notes.txt", "notes.shard", "0.0.shard")]
+    for name in (stray, elsewhere, half, *foreign):
         name.write_bytes(b"x" * 1000)
     assert warm_sweep.sweep(tiered, folder, age_s_min=3600, apply=True)["shards"] == 0
     assert warm_sweep.sweep(tiered, folder, age_s_min=-5, apply=False)["bytes"] == 3000
     assert warm_sweep.sweep(tiered, folder, age_s_min=-5, apply=True)["shards"] == 3
     assert own.exists()
+    assert all(name.exists() for name in foreign), "they are not ours"
     assert not any(name.exists() for name in (stray, elsewhere, half))
     assert get(tiered, "kept") == get(tiered, "gone") == DATA
     assert fsck.check(tiered) == []
