@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader
 
 FORMAT = 1
-NAMES_MAX = 64
+NAMES_MAX = 1024
+"""Of one file. Trees of backups made of hard links have hundreds; more come back with a snapshot only."""
 
 
 Moment = tuple[int, int, int, int]
