@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stratum import __version__, config
+from stratum import __version__, config, sessions
 from stratum.clocks import STAMP, by_stamp
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
 from stratum.kv.lmdb_access import LmdbCopy
@@ -67,8 +67,6 @@ MANIFEST = "manifest.json"
 MEMBERS = ("stratum.toml", "seal.key", "data.mdb")
 SUFFIX = ".tar.gz"
 COPY_BYTES = 1 << 20
-SESSIONS_SKIPPED = 1 << 20
-"""Numbers begin with the session that gave them out. The newest one ever is looked for too; this is for what is not to be seen."""
 GZIP_LEVEL = 1
 """200,000 small files, a store of 77 MB: 14.4 MB in 1.06 s; level 6: 13.7 MB in 1.62 s, copying and verifying included."""
 
@@ -418,7 +416,7 @@ def _prepare(meta: Path, settings: config.Config, newest: int, transaction: int)
     _walk(meta)
     with opened_store(meta, settings) as store, store.transact() as tx:
         known = unpack_u64(tx.get(b"Csession") or bytes(8))[0]
-        tx.put(b"Csession", pack_u64(max(known, newest) + SESSIONS_SKIPPED))
+        tx.put(b"Csession", pack_u64(max(known, newest) + sessions.SKIPPED))
         before = unpack_json(tx.get(b"gtimeline") or b"{}").get("restored_ns", 0)
         tx.put(b"gtimeline", pack_json({"restored_ns": time.time_ns(), "before": before, "transaction": transaction}))
         # Nobody reads a state from before these were freed; under their old numbers they would wait until the count is there again.

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from stratum.kv.contract import Store
 
 SLOTS = 1024
+SKIPPED = 1 << 20
+"""Numbers begin with the session that gave them out. Metadata from a copy goes on so many sessions behind the newest one that is known; there may have been others."""
 FULL_DISK_TRIES = 8
 FULL_DISK_S = 0.5
 _SLOT = struct.Struct("<QQQQ")

@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold, manifest, volume, warm_disks
+from stratum import buckets, cold, manifest, sessions, volume, warm_disks
 from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 log = get_logger("rebuild")
 PIECE_BYTES = 1024 * 1024
-SESSIONS_SKIPPED = 1_000_000
-"""Between the sessions that the old volume is known to have had and ours."""
 
 
 @dataclass(slots=True)
@@ -261,7 +259,7 @@ def _restore(
     # A session of its own, so that the numbers we give out are not those of the old volume.
     newest = max(found.manifests.session, snapshot.session if snapshot is not None else 0)
     with Volume(root, "rebuild") as opened:
-        opened.mutate(lambda tx: _reserve(tx, newest + SESSIONS_SKIPPED))
+        opened.mutate(lambda tx: _reserve(tx, newest + sessions.SKIPPED))
     with Volume(root, "rebuild") as opened:
         builder = Builder(opened, name)
         builder.adopt(found.instance, row)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stratum import backup, drill, fsck, housekeeping
+from stratum import backup, drill, fsck, housekeeping, sessions
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, VolumeInvalid
 from stratum.schema import key_u64, pack_json, prefix_range
 from stratum.volume import Volume
@@ -96,7 +96,7 @@ def test_numbers_given_out_after_the_backup_are_never_given_out_again(root: Path
         newest = opened.new_id()
     backup.restore(saved, root)
     with Volume(root, "test") as opened:
-        assert opened.new_id() >> 32 > (newest >> 32) + backup.SESSIONS_SKIPPED // 2
+        assert opened.new_id() >> 32 > (newest >> 32) + sessions.SKIPPED // 2
     # Also when nothing of the old metadata can be read: its data files tell.
     (root / "hot" / "00f00000").mkdir()
     (root / "meta" / "data.mdb").write_bytes(b"rubbish" * 4096)
