@@ -469,9 +469,17 @@ class _Checker:
                 if seen is not None:
                     seen(done, total)
             except DataDamaged as error:
+                if self._has_left(number, row):
+                    continue
                 tiers = [tier.name.lower() for tier in packs.copies(reader, number)]
                 what = f"its hot bytes are damaged or gone, and a copy is in the {tiers[0]} tier; `stratum scrub start VOLUME --wait` makes it whole" if tiers else error.message  # fmt: skip
                 self.found("damaged-extent", f"extent {number:#x}", what)
+
+    def _has_left(self, number: int, row: ExtentRow) -> bool:
+        """Whether an extent lies elsewhere since this check began: beside a served volume data moves."""
+        with self.volume.snapshot() as now:
+            raw = now.get(key_u64(b"X", number))
+        return raw is None or ExtentRow.unpack(raw)[0].generation != row.generation
 
 
 def check(volume: Volume, *, repair: bool = False, data: bool = True, seen: Seen | None = None) -> list[Finding]:

@@ -132,11 +132,21 @@ def check_shards(volume: Volume, reader: InodeReader, found: Found) -> None:
         if row.state != VALID or row.tier != Tier.WARM:
             continue
         bad = volume.warm.examine(number, row)
+        while bad and (now := _disks_now(volume, number)) != row.disks:
+            row.disks = now  # it moved, or was removed, since this check began
+            bad = volume.warm.examine(number, row) if now else {}
         if bad:
             left = row.k + row.m - len(bad)
             kind = "damaged-pack" if left >= row.k else "lost-pack"
             what = f"{left} good shards of {row.k}+{row.m}: {volume.warm.describe(number, row, bad)}"
             found(kind, f"pack {number:#x}", what, _rebuilding(volume, number, row, bad) if left >= row.k else None)
+
+
+def _disks_now(volume: Volume, number: int) -> list[int]:
+    """Where the shards of a pack lie; nowhere if it is not wanted any more."""
+    with volume.snapshot() as reader:
+        row = packs.get(reader, number)
+    return row.disks if row is not None and row.state == VALID else []
 
 
 def _rebuilding(volume: Volume, number: int, row: PackRow, bad: dict[int, str]) -> Repair:

@@ -8,19 +8,20 @@ import os
 import random
 import shutil
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratum import erasure, fsck, packs, warm_disks
+from stratum import erasure, fsck, housekeeping, packs, warm_disks
 from stratum.blocks import block_checksums
 from stratum.erasure import ShardHead, ShardInvalid
 from stratum.errors import DataDamaged, InvalidArgument, TierUnavailable
 from stratum.housekeeping import run_once
+from stratum.segments import SegmentStore
 from stratum.tier_rows import VALID, Tier
-from stratum.tiering import leaving
+from stratum.tiering import leaving, leftovers
 from stratum.tiering.heal import Healer
 from stratum.tiering.mover import Mover
 from stratum.volume import Volume
@@ -29,6 +30,8 @@ from tests.tiers.conftest import make_tiered
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from stratum.tier_rows import PackRow
 
 DATA = os.urandom(700_001)
 DAMAGES = ("lost", "truncated", "flipped", "swapped", "head")
@@ -134,6 +137,38 @@ def test_more_than_m_lost_is_an_error_that_names_extent_and_paths(tiered: Volume
     for word in (f"{extent:016x}", str(files[0]), str(files[2])):
         assert word in caught.value.message
     assert {finding.kind for finding in fsck.check(tiered)} == {"lost-pack"}
+
+
+def test_what_moves_meanwhile_is_not_lost(tiered: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fsck beside a served volume: a pack that is written anew, and hot bytes that leave, between its snapshot and its look."""
+    warm_one, hot_one = put(tiered, "warm", DATA), put(tiered, "hot", DATA)
+    mover = Mover(tiered)
+    mover.move([warm_one.number], Tier.WARM, cause="test")
+    with tiered.snapshot() as reader:
+        extents = [piece.extent for piece in reader.slices(warm_one.number)]
+    examine, read = tiered.warm.examine, SegmentStore.read
+    moved: list[str] = []
+
+    def rewritten(number: int, row: PackRow) -> dict[int, str]:
+        if "pack" not in moved:
+            moved.append("pack")
+            mover.copy(extents, Tier.WARM, again=True)
+            assert leftovers.remove_condemned(mover) == 1
+        return examine(number, row)
+
+    def left(self: SegmentStore, *words: Any, **more: Any) -> Any:
+        if "hot" not in moved:
+            moved.append("hot")
+            mover.move([hot_one.number], Tier.WARM, cause="test")
+            while housekeeping.give_back(tiered):
+                pass
+        return read(self, *words, **more)
+
+    monkeypatch.setattr(tiered.warm, "examine", rewritten)
+    monkeypatch.setattr(SegmentStore, "read", left)
+    assert fsck.check(tiered) == []
+    assert moved == ["hot", "pack"]
+    assert get(tiered, "warm") == get(tiered, "hot") == DATA
 
 
 def test_healthy_ranges_read_only_the_shards_they_need(tiered: Volume) -> None:

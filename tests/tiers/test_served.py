@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BUCKET = "tiered"
 DATA = os.urandom(3_000_000)
+UNPRESSED = {"low_percent": 99.7, "high_percent": 99.8, "emergency_percent": 99.9}
+"""However full the disk is that the tests run on."""
 
 
 class Served:
@@ -98,7 +100,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, moto: str) -> Iterator[Serv
     server = Server(root, mount=True, init_words=[*disks, "--ec", "2+1"])
     server.owned = True
     server.configure({
-        "lifecycle": {"debug_day_s": 1.0}, "tiering": {"interval_s": 0.1}, "cold": {"recall_s_max": 3.0, "request_s_max": 1.0, "delete_after_s": 0.0},
+        "lifecycle": {"debug_day_s": 1.0}, "tiering": {"interval_s": 0.1, **UNPRESSED}, "cold": {"recall_s_max": 3.0, "request_s_max": 1.0, "delete_after_s": 0.0},
     })  # fmt: skip
     added = stratum(
         "cold", "add", server.root, "far", "--endpoint", proxy.endpoint, "--bucket", "remote", "--create-bucket", "--prefix", "p",
