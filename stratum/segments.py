@@ -465,7 +465,7 @@ class SegmentStore:
         else:
             if not still_unused():
                 return False
-            name.unlink()
+            name.unlink(missing_ok=True)  # who gives back in another process may have been quicker
             return True
         finally:
             os.close(fd)

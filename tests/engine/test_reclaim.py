@@ -57,6 +57,19 @@ def test_bytes_come_back_although_another_process_keeps_the_file_open(opened: Vo
             os.close(fd)
 
 
+def test_two_who_give_back_at_once_do_not_stumble(opened: Volume) -> None:
+    """The housekeeper and the tiering daemon see the same empty file, and one of them is quicker."""
+    put(opened, "big", BIG)
+    (name,) = data_files(opened)
+
+    def quicker() -> bool:
+        name.unlink()
+        return True
+
+    assert opened.segments.remove_if_unused(int(name.stem, 16), quicker)
+    assert not opened.segments.remove_if_unused(int(name.stem, 16), lambda: False)
+
+
 def test_a_reader_keeps_what_it_began_to_read(opened: Volume) -> None:
     put(opened, "big", BIG)
     with opened.reading():
