@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, hints, mount_names, names, object_attributes, tree
+from stratum import access_lists, buckets, content, hints, mount_names, object_attributes, tree
 from stratum.errors import (
     CrossDevice,
     DirectoryNotEmpty,
@@ -245,12 +245,10 @@ def _remove_directory(
 ) -> None:
     """Remove an empty directory, its empty own object included."""
     owned = inode.object_inode
-    tree.detach(tx, tx.inode(parent), entry, Dentry(inode.number, Kind.DIRECTORY))
     if owned:
-        inode.rdev = 0
-        tx.usage(inode.bucket, -1, 0)
-        names.remove(tx, tx.inode(owned), inode.number, b"")
+        tree.own_object(tx, inode, 0)
         tree.drop_link(tx, tx.inode(owned))
+    tree.detach(tx, tx.inode(parent), entry, Dentry(inode.number, Kind.DIRECTORY))
     tree.drop_directory(tx, inode, still_used)
 
 

@@ -122,8 +122,7 @@ class _Checker:
                     self.parents[dentry.inode] = (directory, entry)
                     pending.append(dentry.inode)
                     continue
-                if not inode.flags & Inode.SEVERAL_NAMES and (inode.parent, inode.entry) != (directory, entry):
-                    self.misnamed.add(inode.number)
+                self._check_name(inode, directory, entry)
                 if dentry.kind == Kind.FILE:
                     self.live_files[directory] += 1
                     self.objects[inode.bucket] += 1
@@ -131,9 +130,7 @@ class _Checker:
             if owned:
                 if owned in self.inodes:
                     self.links[owned] += 1
-                    own = self.inodes[owned]
-                    if not own.flags & Inode.SEVERAL_NAMES and (own.parent, own.entry) != (directory, b""):
-                        self.misnamed.add(owned)
+                    self._check_name(self.inodes[owned], directory, b"")
                     self.objects[self.inodes[directory].bucket] += 1
                 else:
                     self.found(
@@ -147,6 +144,11 @@ class _Checker:
         self._check_directories(reached)
         self._check_links(reader, reached)
         self._check_names(reader, reached)
+
+    def _check_name(self, inode: Inode, directory: int, entry: bytes) -> None:
+        """Of one with several names, `_check_names` looks at the rows."""
+        if not inode.flags & Inode.SEVERAL_NAMES and (inode.parent, inode.entry) != (directory, entry):
+            self.misnamed.add(inode.number)
 
     def _clear_object(self, directory: int) -> Repair:
         def clear(tx: MetadataTransaction) -> None:

@@ -30,7 +30,7 @@ from stratum.log import get_logger
 from stratum.schema import key_u64
 from stratum.segments import fsync_folder
 from stratum.tier_rows import DiskRow
-from stratum.warm_disks import MARKER, disks, prepare_folder, shard_name, write_marker
+from stratum.warm_disks import MARKER, disks, prepare_folder, set_disk, shard_name, write_marker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -99,8 +99,7 @@ class WarmStore:
             raise InvalidArgument(f"{path} is a disk of the warm tier already")
         number = self._volume.new_id()
         prepare_folder(path, self._volume.instance, number)
-        row = DiskRow(str(path), int(time.time()))
-        self._volume.mutate(lambda tx: tx.put(key_u64(b"d", number), row.encode()))
+        self._volume.mutate(lambda tx: set_disk(tx, number, DiskRow(str(path), int(time.time()))))
         return number
 
     def take_up(self, path: Path) -> int:
@@ -108,8 +107,7 @@ class WarmStore:
         it gone and does not write there. What lies on it is not looked at. Raises `OSError`.
         """
         number = self._volume.new_id()
-        row = DiskRow(str(path), int(time.time()))
-        self._volume.mutate(lambda tx: tx.put(key_u64(b"d", number), row.encode()))
+        self._volume.mutate(lambda tx: set_disk(tx, number, DiskRow(str(path), int(time.time()))))
         write_marker(path, self._volume.instance, number)
         return number
 

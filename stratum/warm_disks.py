@@ -56,9 +56,13 @@ def same_devices(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
 def prepare_folder(path: Path, instance: str, disk: int) -> None:
     """Make an empty folder a disk of this volume. Raises `InvalidArgument` if it holds anything."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_empty(path)
+    write_marker(path, instance, disk)
+
+
+def _check_empty(path: Path) -> None:
     if any(name.name != "lost+found" for name in path.iterdir()):
         raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty")
-    write_marker(path, instance, disk)
 
 
 def write_marker(path: Path, instance: str, disk: int) -> None:
@@ -77,8 +81,8 @@ def disk_of(path: Path, instance: str) -> int:
     try:
         marker = json.loads((path / MARKER).read_bytes())
     except FileNotFoundError:
-        if path.is_dir() and any(name.name != "lost+found" for name in path.iterdir()):
-            raise InvalidArgument(f"{path} is not empty; a disk of the warm tier begins empty") from None
+        if path.is_dir():
+            _check_empty(path)
         return 0
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be a disk of the warm tier: {error.strerror}") from error
