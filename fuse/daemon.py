@@ -56,10 +56,11 @@ def serve(
     ready: Callable[[], None],
     wanted: Wanted,
     taken_over: Handover | None = None,
-) -> tuple[Handover, takeover.SignalsLater] | None:
+) -> takeover.Passing | None:
     """Mount and serve until SIGTERM, SIGINT or umount. Any number of read-only mounts stand beside a writable one.
 
-    `taken_over`: what another program has passed on; then nothing is mounted. Returns what is to be passed on, after SIGUSR2.
+    `taken_over`: what another program has passed on; then nothing is mounted. Returns what is to be passed on: after SIGUSR2, and after
+    SIGTERM if the helper keeps the mount for the next process.
 
     Raises `UnfinishedMount`, `NoSuchBucket`, or `Busy` if the tree is mounted for writing already: two writable mounts would
     wait for each other's acknowledgement while the kernel holds the locks those need, unless they cache no names.
@@ -89,7 +90,9 @@ def serve(
             serving.unmount(detaches=helper is not None or taken_over is not None)
         if serving.follower is not None:
             serving.follower.stop()
-    return (serving.handover, signals) if serving.handover is not None else None
+    if serving.handover is None:
+        return None
+    return takeover.Passing(serving.handover, signals, wanted.document(volume.root), serving.kept)
 
 
 def _mount(operations: Operations, mountpoint: Path, source: str, helper: Path | None, *, read_only: bool) -> None:
@@ -110,7 +113,7 @@ def _mount(operations: Operations, mountpoint: Path, source: str, helper: Path |
 
 
 class _Serving:
-    """The loop of one mount. `handover` is set when another program is to go on with it."""
+    """The loop of one mount. `handover` is set when another program is to go on with it, `kept` too if the helper holds it until then."""
 
     def __init__(
         self,
@@ -132,6 +135,7 @@ class _Serving:
         self._row_key = key_u64(b"T", volume.session.id)
         self.follower: Follower | None = None
         self.handover: Handover | None = None
+        self.kept: int | None = None
 
     async def run(self) -> None:
         volume, operations = self._volume, self._operations
@@ -155,7 +159,9 @@ class _Serving:
         else:
             still = self.follower.stillness is not None  # the program before this one may not have known of it
             with suppress(StratumError):  # a full disk: then writers wait for answers
-                await operations.commit(lambda tx: tell_mount_row(tx, volume.session.id, still=still), frees=True)
+                await operations.commit(
+                    lambda tx: tell_mount_row(tx, volume.session.id, still=still, kept=False), frees=True
+                )
         first = self._taken_over.init if self._taken_over is not None else b""
         session = operations.commits.session = Session(first, begun=self.follower.resume)
         session.install()
@@ -213,11 +219,35 @@ class _Serving:
                         everything.cancel()
                         return
                     continue
-                log.info("mount_ending", signal=signal.Signals(number).name)
                 notify.send(STOPPING=1)
+                if number == signal.SIGTERM and await self._leave():
+                    everything.cancel()
+                    return
+                log.info("mount_ending", signal=signal.Signals(number).name)
                 await self._operations.flush_old(everything=True)
                 pyfuse3.terminate()
                 return
+
+    async def _leave(self) -> bool:
+        """Whether the helper keeps the mount for the process that comes after this one."""
+        helper = helper_of(self._volume.root, self._volume.config)
+        if helper is None or await takeover.is_stopped_for_good():
+            return False
+        assert self.follower is not None, "the loop runs"
+        async with self._operations.forgetting:
+            why = await takeover.stand_still(self._operations, self.follower)
+            if not why:
+                try:
+                    self.kept = await takeover.keep(self._volume, self._operations, helper, self._mountpoint)
+                except StratumError as error:
+                    why = error.message
+                    takeover.go_on(self._operations, self.follower)
+                else:
+                    log.info("mount_kept", mountpoint=str(self._mountpoint))
+                    self.handover = takeover.prepare(self._volume, self._operations)
+                    return True
+        log.warning("mount_not_kept", why=why)
+        return False
 
     async def _hand_over(self) -> bool:
         assert self.follower is not None, "the loop runs"

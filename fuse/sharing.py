@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from stratum.schema import key_u64, unpack_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from stratum.fuse.operations import Operations
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -51,6 +52,10 @@ class Wanted:
     bucket: str = ""
     read_only: bool = False
     shared: bool = False
+
+    def document(self, root: Path) -> dict[str, Any]:
+        """What is wanted of the volume at `root`, to be compared by the process that goes on with it."""
+        return asdict(self) | {"volume": str(root)}
 
 
 def _writable(reader: InodeReader, wanted: Wanted) -> dict[int, dict[str, Any]]:

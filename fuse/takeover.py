@@ -1,17 +1,23 @@
-"""A mount that goes on in a new program (SIGUSR2): nothing is unmounted, and who has files open only waits.
+"""A mount that goes on in a new program: nothing is unmounted, and who has files open only waits.
 
-The process replaces itself by whatever the same command line starts now. It passes on the connection to the kernel, its session with the lock
+At SIGUSR2 the process replaces itself by whatever the same command line starts now. At SIGTERM, if the mount helper made the mount, the
+process ends and the helper keeps what it passes on until the next one claims it (`stratum/kept_mounts.py`).
+
+What is passed on is the connection to the kernel, the session with the lock
 that says it lives, and what the kernel counts on: the inodes it looked up and the handles it has open. So for the rest of
 the volume the mount has merely not answered for a moment: its row, slot and orphans stay, writers wait for it as for any slow
-mount, and names and pages that the kernel keeps stay right, since the new program follows the change log from where the old one
-left it.
+mount (and fence it if it takes too long), and names and pages that the kernel keeps stay right, since the new program follows the change log
+from where the old one left it.
 
 libfuse refuses a connection whose first message it has not seen, so the new program is told that message (INIT) once more. The kernel
 has no request of that number any more and says so (ENOENT) to the answer, which libfuse takes for an interrupted request.
 
 Invariants
-* Nothing is passed on unless a new program has been seen to start and to open the volume, no handler runs, and nothing is
-  uncommitted. Otherwise the mount goes on as it is and the log says why.
+* Nothing is passed on unless no handler runs and nothing is uncommitted. Otherwise the mount goes on as it is, or is unmounted at SIGTERM, and the log
+  says why.
+* The process replaces itself only if a new program has been seen to start and to open the volume.
+* While the helper keeps a mount the row of its session names no process, so that nobody kills a stranger for it; whoever fences it forbids the next
+  process to go on with it in the same transaction.
 * A new program that fails later than that ends: the connection closes with it, and the mount is as after a crash.
 """
 
@@ -24,27 +30,34 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from stratum.acknowledge import mount_rows
+from stratum.acknowledge import mount_rows, tell_mount_row
 from stratum.errors import NotFound, UnfinishedMount
 from stratum.fuse import _negotiate
+from stratum.log import get_logger
+from stratum.mountd import ask_claim, ask_keep
 from stratum.sessions import Inherited
 
 if TYPE_CHECKING:
     from stratum.fuse.invalidation import Follower
     from stratum.fuse.operations import Operations
+    from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
 
+log = get_logger("mount")
 ENVIRONMENT = "STRATUM_TAKEOVER"
 """Where the new program finds the descriptor of what was passed on."""
 VERSION = 1
 HANDLED_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
 REHEARSAL = "import sys, stratum.cli.main; from stratum.fuse import takeover; takeover.rehearse(sys.argv[1])"
 REHEARSAL_S_MAX = 60.0
+SYSTEMCTL_S_MAX = 2.0
+CGROUP = Path("/proc/self/cgroup")
 QUIET_S_MAX = 10.0
 """How long requests are held up for those that are being worked on (a recall from a remote can take longer)."""
 
@@ -58,6 +71,16 @@ class Handover:
     init: bytes
     wanted: int
     files: dict[str, Any]
+
+
+@dataclass(slots=True, frozen=True)
+class Passing:
+    """What `stratum.fuse.daemon.serve` leaves to be done when the volume is closed. `kept`: the file that the helper has too; None: become the next program."""
+
+    handover: Handover
+    signals: SignalsLater
+    asked: dict[str, Any]
+    kept: int | None = None
 
 
 def rehearse(root: str) -> None:
@@ -81,6 +104,8 @@ def renew(volume: Volume, mountpoint: Path) -> None:
         raise UnfinishedMount(f"{mountpoint} is served by a program that cannot pass it on yet; restart it")
     refused = row.get("refused")
     process = volume.session.rows()[session]
+    if process.get("kept"):
+        raise UnfinishedMount(f"{mountpoint} waits for a new program already; start it")
     os.kill(int(str(process["pid"])), signal.SIGUSR2)
     deadline = time.monotonic() + REHEARSAL_S_MAX + 2 * QUIET_S_MAX
     while time.monotonic() < deadline:
@@ -132,9 +157,34 @@ async def stand_still(operations: Operations, follower: Follower) -> str:
                 "a file is open that lost its name before it was committed, or could not be committed; try again later"
             )
     if why:
-        session.resume()
-        follower.resume()
+        go_on(operations, follower)
     return why
+
+
+def go_on(operations: Operations, follower: Follower) -> None:
+    """After `stand_still`, if nothing came of it."""
+    assert operations.commits.session is not None, "the loop runs"
+    operations.commits.session.resume()
+    follower.resume()
+
+
+async def keep(volume: Volume, operations: Operations, helper: Path, mountpoint: Path) -> int:
+    """After `stand_still`: give the mount to the helper. Returns the file for what is to be told. Raises `StratumError`; then it is ours still."""
+    session = volume.session
+
+    def tell(tx: MetadataTransaction, *, kept: bool) -> None:
+        session.tell_kept(tx, kept=kept)
+        tell_mount_row(tx, session.id, kept=kept)
+
+    await operations.commit(partial(tell, kept=True), frees=True)
+    descriptor = os.memfd_create("handover", os.MFD_CLOEXEC)
+    try:
+        await trio.to_thread.run_sync(ask_keep, helper, mountpoint, _negotiate.begin(), session.lock, descriptor)
+    except BaseException:
+        os.close(descriptor)
+        await operations.commit(partial(tell, kept=False), frees=True)
+        raise
+    return descriptor
 
 
 def prepare(volume: Volume, operations: Operations) -> Handover:
@@ -174,21 +224,28 @@ class SignalsLater:
             signal.pthread_kill(threading.get_ident(), number)
 
 
-def pass_on(handover: Handover, counter: int, signals: SignalsLater) -> NoReturn:
-    """Become the new program. `counter`: the session's, read when nothing could count any more. Raises `OSError`."""
+def pass_on(passing: Passing, counter: int) -> None:
+    """Become the new program, or leave it to the helper. `counter`: the session's, read when nothing could count any more. Raises `OSError`."""
+    handover = passing.handover
     told = {
         **asdict(handover),
         "session": asdict(handover.session) | {"counter": counter},
         "init": handover.init.hex(),
+        "version": VERSION,
+        "asked": passing.asked,
     }
-    descriptor = os.memfd_create("handover", 0)
-    os.write(descriptor, json.dumps(told).encode())
+    descriptor = os.memfd_create("handover", 0) if passing.kept is None else passing.kept
+    left = memoryview(json.dumps(told).encode())
+    while left:
+        left = left[os.write(descriptor, left) :]
+    if passing.kept is not None:
+        return
     for inherited in (handover.session.lock, handover.connection):
         os.set_inheritable(inherited, True)
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ[ENVIRONMENT] = str(descriptor)
-    signals.keep()
+    passing.signals.keep()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  ourselves, with our own words
 
 
@@ -202,13 +259,71 @@ def received() -> Handover | None:
     number = os.environ.pop(ENVIRONMENT, "")
     if not number:
         return None
-    with open(int(number), "rb") as file:  # noqa: PTH123  a descriptor
-        file.seek(0)
-        told = json.loads(file.read())
-    session = Inherited(**told["session"])
-    for inherited in (session.lock, told["connection"]):
+    told = _read(int(number))
+    handover = _handover(told, told["session"]["lock"], told["connection"])
+    for inherited in (handover.session.lock, handover.connection):
         os.set_inheritable(inherited, False)
-    return Handover(session, told["connection"], bytes.fromhex(told["init"]), told["wanted"], told["files"])
+    return handover
+
+
+def claimed(helper: Path, mountpoint: Path, asked: dict[str, Any]) -> Handover | None:
+    """What the helper keeps for this mountpoint, if it is what is `asked` for; otherwise it is let go of, and the mount is a stale one."""
+    try:
+        descriptors = ask_claim(helper, mountpoint)
+    except UnfinishedMount as error:
+        log.debug("nothing_claimed", why=error.message)
+        return None
+    if not descriptors:
+        return None
+    connection, lock, file = descriptors
+    try:
+        told = _read(file)
+        if told["version"] == VERSION and told["asked"] == asked:
+            return _handover(told, lock, connection)
+        why = "it is of another program or was mounted otherwise"
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"what it was told is damaged ({type(error).__name__})"
+    log.warning("kept_mount_let_go", mountpoint=str(mountpoint), why=why)
+    os.close(connection)
+    os.close(lock)
+    return None
+
+
+def let_go(handover: Handover) -> None:
+    """Do not go on with it: the kernel ends what waits for it, and its session is dead."""
+    os.close(handover.connection)
+    os.close(handover.session.lock)
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        told: dict[str, Any] = json.loads(file.read())
+    return told
+
+
+def _handover(told: dict[str, Any], lock: int, connection: int) -> Handover:
+    session = Inherited(**(told["session"] | {"lock": lock}))
+    return Handover(session, connection, bytes.fromhex(told["init"]), told["wanted"], told["files"])
+
+
+async def is_stopped_for_good() -> bool:
+    """Whether systemd has a job to stop this unit, not to restart it. False also if that cannot be known."""
+    if "INVOCATION_ID" not in os.environ:
+        return False
+    unit = CGROUP.read_text().rstrip().rpartition("/")[2]  # noqa: ASYNC240  the kernel's memory
+    if not unit.endswith(".service"):
+        return False
+    words = ["systemctl", "list-jobs", "--no-legend", "--plain", "--", unit]
+    # Of the socket it would make use itself, for which systemd rebukes us.
+    clean = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    try:
+        with trio.fail_after(SYSTEMCTL_S_MAX):
+            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False, env=clean)
+    except (OSError, trio.TooSlowError):
+        return False
+    jobs = [line.split() for line in done.stdout.decode(errors="replace").splitlines()]
+    return any(job[1:3] == [unit, "stop"] for job in jobs)
 
 
 def take_over(handover: Handover, operations: Operations) -> None:

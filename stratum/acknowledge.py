@@ -14,6 +14,7 @@ a stopped daemon's kernel cache would go on answering. Only then does the writer
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import select
@@ -23,7 +24,7 @@ import struct
 import subprocess
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from stratum.schema import key_u64, pack_json, unpack_json
 from stratum.stillness import StillnessOf, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from stratum.committer import Mutation
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -53,6 +54,8 @@ MESSAGE_BYTES_MAX = 8192
 ANSWER_S_MAX = 0.25
 """How long an answer is waited for before it is looked whether the mount lives."""
 UNREACHABLE_S = 0.005
+FENCING_S_MAX = 40.0
+"""Longer than the helper may take to answer (`mountd.IDLE_S_MAX`)."""
 log = get_logger("acknowledge")
 
 
@@ -302,26 +305,76 @@ class Acknowledger:
 
 
 def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
-    """Make a mount that does not answer unable to answer anybody: end its daemon, abort its connection, detach it."""
+    """Make a mount that does not answer unable to answer anybody: end its daemon, abort its connection, detach it.
+
+    One at a time in all processes: nothing is detached twice, since the second time it would be the mount that came after it.
+    """
+    key = key_u64(b"T", session)
+    with _alone(volume):
+        with volume.snapshot() as reader:
+            if reader.get(key) is None:
+                return
+        _fence(volume, session, row)
+        try:
+            with volume.store.transact() as tx:
+                tx.delete(key)
+        except StratumError as error:
+            log.error("mount_row_not_removed", session=session, error=str(error))
+
+
+@contextmanager
+def _alone(volume: Volume) -> Iterator[None]:
+    try:
+        descriptor = os.open(volume.meta / "fencing.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:  # a full disk: better twice than not at all
+        log.warning("fencing_not_alone", why=str(error))
+        yield
+        return
+    deadline = time.monotonic() + FENCING_S_MAX
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    log.warning("fencing_not_alone", why="whoever fences a mount does not end")
+                    break
+                time.sleep(UNREACHABLE_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
     device, mountpoint = int(row["device"]), str(row["mountpoint"])
-    log.error("mount_fenced", session=session, mountpoint=mountpoint)
-    metrics.FENCES.add()
+    kept, dead = _waits(volume, session), volume.session.is_dead(session)
+    if dead and row.get("kept"):
+        log.warning("kept_mount_ended", session=session, mountpoint=mountpoint)
+    else:
+        log.error("mount_fenced", session=session, mountpoint=mountpoint)
+        metrics.FENCES.add()
     process = volume.session.rows().get(session)
-    if process is not None and not volume.session.is_dead(session):
+    if not dead and not kept and process is not None:
         # The lock is held, so the number still belongs to that daemon. A stopped one dies too; its descriptor closes with it.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(int(str(process["pid"])), signal.SIGKILL)
-    abort_connection(device)
+    if not dead:  # with its process a connection has ended, and its number may be that of another one by now
+        abort_connection(device)
     try:
         detach(volume, mountpoint)
     except (StratumError, OSError, subprocess.SubprocessError) as error:
         # Aborted, it answers ENOTCONN: nobody reads anything old from it.
         log.error("mount_not_detached", mountpoint=mountpoint, error=str(error))
+
+
+def _waits(volume: Volume, session: int) -> bool:
+    """Whether the helper keeps a mount for its next daemon, which from now on cannot go on with it. (Detaching lets go of its lock.)"""
     try:
-        with volume.store.transact() as tx:
-            tx.delete(key_u64(b"T", session))
+        return volume.session.forbid(session)
     except StratumError as error:
-        log.error("mount_row_not_removed", session=session, error=str(error))
+        log.error("mount_not_forbidden", session=session, error=str(error))
+        return False
 
 
 def detach(volume: Volume, mountpoint: str) -> None:

@@ -242,7 +242,12 @@ def _processes(volume: Volume) -> Iterator[Finding]:
     if not roles:
         return
     for row in dead:
-        yield Finding("STR-PROCESS-DIED", str(row["role"]), f"process {row['pid']} died and is being recovered")
+        who = (
+            f"process {row['pid']} died"
+            if row["pid"]
+            else "no process went on with a mount that was restarted; it ended"
+        )
+        yield Finding("STR-PROCESS-DIED", str(row["role"]), f"{who} and is being recovered")
     for process in counting.read_all(volume.meta / counting.FOLDER)[1]:
         limit = SILENT_S_MAX.get(process.role)
         if limit is not None and process.silent_s > limit:

@@ -8,10 +8,12 @@ Invariants
 * It mounts on directories below the roots named when it started and nowhere else. Every component is opened without
   following symbolic links, and what is mounted on is that descriptor, so nobody can exchange the path meanwhile.
 * The directory belongs to root or to who asks; nothing is mounted there. Every mount is nosuid and nodev.
-* It detaches only mounts of type fuse.stratum that were made for who asks, which the kernel's table says.
+* It detaches and keeps only mounts of type fuse.stratum that were made for who asks, which the kernel's table says.
 
 Protocol: SOCK_SEQPACKET, one JSON document a packet. {"action": "mount", "path", "source", "read_only"} is answered {"ok": true} with a
-descriptor, {"action": "detach", "path"} with {"ok": true}; both with {"error": text} if they cannot be.
+descriptor, {"action": "detach", "path"} with {"ok": true}. {"action": "keep", "path"} comes with the descriptors of a daemon that ends
+(`kept_mounts.py`) and is answered {"ok": true}, {"action": "claim", "path"} with {"ok": true} and those descriptors, or none if nothing is
+kept. All are answered {"error": text} if they cannot be.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import notify
 from stratum.errors import ConfigInvalid, UnfinishedMount
+from stratum.kept_mounts import DESCRIPTORS, KEEP_S, KeptMounts
 from stratum.log import get_logger
 
 if TYPE_CHECKING:
@@ -98,14 +101,17 @@ def tune(device: int) -> None:
 
 
 class MountHelper:
-    """`user` may ask; mounts lie below `roots`."""
+    """`user` may ask; mounts lie below `roots`. Those of daemons that restart are kept for `keep_s`."""
 
-    def __init__(self, user: int, roots: Sequence[Path]) -> None:
+    def __init__(self, user: int, roots: Sequence[Path], keep_s: float = KEEP_S) -> None:
         self._user = user
         self._roots = [os.path.normpath(root) for root in roots]
+        self.kept = KeptMounts(keep_s, self._give_up)
 
-    def answer(self, document: Any, uid: int, gid: int) -> tuple[dict[str, Any], int | None]:
-        """The answer, and a descriptor that goes with it. Raises `Refused`."""
+    def answer(
+        self, document: Any, uid: int, gid: int, given: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], Sequence[int]]:
+        """The answer, and descriptors that go with it. Those `given` are the caller's still, unless it is kept. Raises `Refused`."""
         if uid not in {0, self._user}:
             raise Refused("you are not the user this helper serves")
         if not isinstance(document, dict) or not isinstance(document.get("path"), str):
@@ -114,11 +120,17 @@ class MountHelper:
         match document.get("action"):
             case "mount":
                 source = source_name(document.get("source"))
-                return {"ok": True}, self._mount(path, uid, gid, source, read_only=document.get("read_only") is True)
+                read_only = document.get("read_only") is True
+                return {"ok": True}, (self._mount(path, uid, gid, source, read_only=read_only),)
             case "detach":
                 self._detach(path, uid)
-                return {"ok": True}, None
-        raise Refused("the actions are mount and detach")
+                return {"ok": True}, ()
+            case "keep":
+                self._keep(path, uid, given)
+                return {"ok": True}, ()
+            case "claim":
+                return {"ok": True}, self._claim(path, uid)
+        raise Refused("the actions are mount, detach, keep and claim")
 
     def _check(self, path: str) -> None:
         if not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
@@ -167,16 +179,49 @@ class MountHelper:
         log.info("mounted", path=path, uid=uid, read_only=read_only)
         return device
 
-    def _detach(self, path: str, uid: int) -> None:
+    def _is_mounted_for(self, path: str, uid: int) -> bool:
+        """Raises `Refused` if something else is."""
         self._check(path)
         line = mount_at(path)
         if line is None:
-            return
+            return False
         if line.file_system != FILE_SYSTEM or (uid != 0 and f"user_id={uid}" not in line.options):
             raise Refused(f"what is mounted at {path!r} is not yours")
-        if _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
-            raise Refused(f"detaching {path!r} failed: {os.strerror(ctypes.get_errno())}")
-        log.info("detached", path=path, uid=uid)
+        return True
+
+    def _detach(self, path: str, uid: int) -> None:
+        if self._is_mounted_for(path, uid):
+            if _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+                raise Refused(f"detaching {path!r} failed: {os.strerror(ctypes.get_errno())}")
+            log.info("detached", path=path, uid=uid)
+        self.kept.drop(path)
+
+    def _keep(self, path: str, uid: int, given: Sequence[int]) -> None:
+        if len(given) != DESCRIPTORS:
+            raise Refused(f"a mount is kept by {DESCRIPTORS} descriptors, not {len(given)}")
+        if not self._is_mounted_for(path, uid):
+            raise Refused(f"nothing is mounted at {path!r}")
+        if not self.kept.keep(path, uid, given):
+            raise Refused(
+                f"{path!r} cannot be kept: one is already, too many are, or this helper was told to keep none"
+            )
+        log.info("kept", path=path, uid=uid)
+
+    def _claim(self, path: str, uid: int) -> Sequence[int]:
+        if not self._is_mounted_for(path, uid):
+            self.kept.drop(path)
+        found = self.kept.claim(path, uid)
+        if found:
+            log.info("claimed", path=path, uid=uid)
+        return found
+
+    def _give_up(self, path: str) -> None:
+        """Nobody came back for a mount that is kept."""
+        log.warning("not_claimed", path=path)
+        try:
+            self._detach(path, 0)
+        except Refused as refused:
+            log.warning("not_detached", path=path, why=str(refused))
 
     def serve_one(self, connection: socket.socket) -> None:
         """All requests of one connection."""
@@ -184,21 +229,48 @@ class MountHelper:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, gid = _CREDENTIALS.unpack(raw)
         with connection:
-            while request := connection.recv(REQUEST_BYTES_MAX):
-                descriptor = None
+            while True:
+                request, given = _received(connection)
+                if not request:
+                    _close(given)
+                    return
+                descriptors: Sequence[int] = ()
                 try:
-                    found, descriptor = self.answer(_decoded(request), uid, gid)
+                    document = _decoded(request)
+                    found, descriptors = self.answer(document, uid, gid, given)
+                    if document["action"] == "keep":
+                        given = ()
                 except Refused as refused:
                     log.warning("refused", uid=uid, why=str(refused))
                     found = {"error": str(refused)}
-                extra = []
-                if descriptor is not None:
-                    extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-                try:
-                    connection.sendmsg([json.dumps(found).encode()], extra)
                 finally:
-                    if descriptor is not None:
-                        os.close(descriptor)  # if it never arrived, the last close ends the mount
+                    _close(given)
+                try:
+                    _send(connection, found, descriptors)
+                finally:
+                    _close(descriptors)  # if they never arrived, the last close ends the mount
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for number in descriptors:
+        os.close(number)
+
+
+def _send(connection: socket.socket, document: dict[str, Any], descriptors: Sequence[int]) -> None:
+    extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    connection.sendmsg([json.dumps(document).encode()], extra)
+
+
+def _received(connection: socket.socket) -> tuple[bytes, Sequence[int]]:
+    """A packet, and the descriptors that came with it (those above DESCRIPTORS the kernel has closed)."""
+    raw, extra, _, _ = connection.recvmsg(
+        REQUEST_BYTES_MAX, socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    numbers = array.array("i")
+    for level, kind, data in extra:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return raw, numbers
 
 
 def _decoded(request: bytes) -> Any:
@@ -222,7 +294,7 @@ def _listener(path: Path) -> socket.socket:
     return listener
 
 
-def serve(path: Path, user: str, roots: Sequence[Path]) -> None:
+def serve(path: Path, user: str, roots: Sequence[Path], keep_s: float) -> None:
     """Until SIGTERM. Raises `ConfigInvalid`."""
     try:
         uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
@@ -230,7 +302,7 @@ def serve(path: Path, user: str, roots: Sequence[Path]) -> None:
         raise ConfigInvalid(f"there is no user {user!r}") from None
     if not roots or any(not root.is_absolute() or root == Path("/") for root in roots):
         raise ConfigInvalid("name at least one absolute directory, and not /, below which mounts may lie")
-    helper = MountHelper(uid, roots)
+    helper = MountHelper(uid, roots, keep_s)
     listener = _listener(path)
     places = threading.BoundedSemaphore(CONNECTIONS_MAX)
     # The socket may be systemd's, which goes on listening for the next start: it is neither shut down nor removed.
@@ -262,6 +334,7 @@ def serve(path: Path, user: str, roots: Sequence[Path]) -> None:
                 connection.close()
                 continue
             threading.Thread(target=work, args=(connection,), daemon=True).start()
+    helper.kept.end()
 
 
 SOCKET = Path("/run/stratum/mountd.sock")
@@ -277,38 +350,46 @@ def helper_of(root: Path, config: Config) -> Path | None:
 # -- the other side -----------------------------------------------------------------------------------------------------
 
 
-def _asked(helper: Path, document: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+def _asked(
+    helper: Path, document: dict[str, Any], descriptors: Sequence[int] = ()
+) -> tuple[dict[str, Any], Sequence[int]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(IDLE_S_MAX)
         try:
             connection.connect(str(helper))
-            connection.send(json.dumps(document).encode())
-            raw, extra, _, _ = connection.recvmsg(REQUEST_BYTES_MAX, socket.CMSG_SPACE(4))
+            _send(connection, document, descriptors)
+            raw, numbers = _received(connection)
         except OSError as error:
             raise UnfinishedMount(
                 f"the mount helper at {helper} does not answer ({error}); systemctl status stratum-mountd"
             ) from error
-    numbers = array.array("i")
-    for level, kind, data in extra:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
     found: dict[str, Any] = json.loads(raw or b'{"error": "it ended"}')
     if "error" in found:
-        for number in numbers:
-            os.close(number)
+        _close(numbers)
         raise UnfinishedMount(f"the mount helper refuses: {found['error']}")
-    return found, numbers[0] if numbers else None
+    return found, numbers
 
 
 def ask_mount(helper: Path, mountpoint: Path, source: str, *, read_only: bool) -> int:
     """A descriptor of a fresh mount. Raises `UnfinishedMount`."""
     asked = {"action": "mount", "path": str(mountpoint), "source": source, "read_only": read_only}
-    _, descriptor = _asked(helper, asked)
-    if descriptor is None:
+    _, descriptors = _asked(helper, asked)
+    if len(descriptors) != 1:
         raise UnfinishedMount(f"the mount helper at {helper} sent no descriptor")
-    return descriptor
+    return descriptors[0]
 
 
 def ask_detach(helper: Path, mountpoint: Path | str) -> None:
     """Raises `UnfinishedMount`."""
     _asked(helper, {"action": "detach", "path": str(mountpoint)})
+
+
+def ask_keep(helper: Path, mountpoint: Path, connection: int, lock: int, told: int) -> None:
+    """Have the helper hold the mount until the next daemon claims it. Raises `UnfinishedMount`."""
+    _asked(helper, {"action": "keep", "path": str(mountpoint)}, (connection, lock, told))
+
+
+def ask_claim(helper: Path, mountpoint: Path) -> Sequence[int]:
+    """What `ask_keep` gave away, in that order, or nothing. Raises `UnfinishedMount`."""
+    _, descriptors = _asked(helper, {"action": "claim", "path": str(mountpoint)})
+    return descriptors

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stratum.kv.contract import Store
+    from stratum.transaction import MetadataTransaction
 
 SLOTS = 1024
 SKIPPED = 1 << 20
 """Numbers begin with the session that gave them out. Metadata from a copy goes on so many sessions behind the newest one that is known; there may have been others."""
+NO_PROCESS = (1 << 31) - 1
+"""Stands for the process in the row of a session that waits for its next one; no process has it (proc(5): 2^22 at most)."""
 FULL_DISK_TRIES = 8
 FULL_DISK_S = 0.5
 _SLOT = struct.Struct("<QQQQ")
@@ -117,9 +120,28 @@ class Session:
         key = key_u64(b"Z", self.id)
         with store.transact() as tx:
             raw = tx.get(key)
-            if raw is None:
+            if raw is None or unpack_json(raw).get("fenced"):
                 raise SessionDead("the session that was passed on is dead; restart the process")
-            tx.put(key, pack_json({**unpack_json(raw), "pid": os.getpid(), "started_ns": time.time_ns()}))
+            row = {**unpack_json(raw), "pid": os.getpid(), "started_ns": time.time_ns()}
+            row.pop("kept", None)
+            tx.put(key, pack_json(row))
+
+    def tell_kept(self, tx: MetadataTransaction, *, kept: bool) -> None:
+        """The process ends, and its session waits for another one: the lock is held, and belongs to no process."""
+        key = key_u64(b"Z", self.id)
+        raw = tx.get(key)
+        assert raw is not None, "whoever commits has a row"
+        tx.put(key, pack_json({**unpack_json(raw), "pid": NO_PROCESS if kept else os.getpid(), "kept": kept}))
+
+    def forbid(self, session: int) -> bool:
+        """If a session waits for its next process: let none go on with it. Returns whether it waited."""
+        key = key_u64(b"Z", session)
+        with self._store.transact() as tx:
+            raw = tx.get(key)
+            if raw is None or not unpack_json(raw).get("kept"):
+                return False
+            tx.put(key, pack_json({**unpack_json(raw), "fenced": True}))
+            return True
 
     def new_id(self) -> int:
         """A number for an inode, extent, segment or key node; never given out twice."""
@@ -179,7 +201,7 @@ class Session:
         except FileNotFoundError:
             return True
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: whoever else asks now is not taken for the owner
         except BlockingIOError:
             return False
         else:
@@ -197,6 +219,11 @@ class Session:
 
     def forget_file(self, session: int) -> None:
         self.file_of(session).unlink(missing_ok=True)
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds the flock."""
+        return self._lock_fd
 
     def pass_on(self) -> Inherited:
         """It goes on in another program: `close` leaves the row, the slot and the lock. The counter is for `next_number` to tell."""

@@ -68,9 +68,9 @@ def sessions(volume: Volume) -> list[dict[str, Any]]:
     return [
         {
             "role": row["role"],
-            "pid": row["pid"],
+            "pid": 0 if row.get("kept") else row["pid"],
             "started_ns": row["started_ns"],
-            "state": "dead" if volume.session.is_dead(session) else "running",
+            "state": "dead" if volume.session.is_dead(session) else "kept" if row.get("kept") else "running",
         }
         for session, row in volume.session.rows().items()
         if session != volume.session.id

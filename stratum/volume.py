@@ -200,7 +200,11 @@ class Volume:
             instance = snapshot.get(b"ginstance")
         self.instance = str(unpack_json(instance)["id"]) if instance is not None else self._name_instance()
         """Names the volume to disks and remotes."""
-        self.session = Session(self.meta, self.store, role, inherited)
+        try:
+            self.session = Session(self.meta, self.store, role, inherited)
+        except BaseException:
+            self.store.close()  # LMDB allows one a process, and the caller may try once more
+            raise
         self._check_format(self.store)  # an upgrade may have begun before it could see our session
         self.new_id = self.session.new_id
         self.segments = SegmentStore(

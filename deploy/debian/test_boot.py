@@ -108,6 +108,21 @@ class Appliance:
         self.until("seq 1000 | cmp - /mnt/data/photos/from-mount")
         self.until(f"stratum status {VOLUME}", 40)
 
+    def restart(self) -> None:
+        """A mount that is restarted stays: who has a file open goes on. One that is stopped for good is unmounted at once."""
+        before = self.run(f"systemctl show -p MainPID --value {MOUNT}").strip()
+        device = self.run("stat -c %d /mnt/data").strip()
+        self.run(
+            "rm -f /tmp/end /tmp/ended; (exec 3>>/mnt/data/photos/restarted; echo first >&3; while test ! -e /tmp/end; do sleep 0.05; done; "
+            "echo last >&3 && touch /tmp/ended) >/dev/null 2>&1 </dev/null &"
+        )
+        self.until("grep -q first /mnt/data/photos/restarted")
+        self.run(f"systemctl restart {MOUNT} && test $(systemctl show -p MainPID --value {MOUNT}) != {before}")
+        self.run(f"test $(stat -c %d /mnt/data) = {device} && touch /tmp/end")
+        self.until("test -e /tmp/ended && test $(grep -c . /mnt/data/photos/restarted) = 2")
+        self.run(f"systemctl stop {MOUNT} && ! grep ' /mnt/data ' /proc/self/mounts && systemctl start {MOUNT}")
+        self.until("seq 1000 | cmp - /mnt/data/photos/from-mount")
+
     def timers(self) -> None:
         """What the timers start succeeds."""
         self.run("systemctl start stratum-meta-backup.service stratum-scrub.service")
@@ -152,7 +167,7 @@ def main() -> int:
         with machine.fresh(WORK, "booted") as inside:
             it = Appliance(inside, first, second)
             steps: list[Callable[[], None]] = [
-                it.install_and_boot, it.start, it.mount, it.crash, it.watchdog, it.upgrade, it.timers, it.fstab, it.reboot, it.stop,
+                it.install_and_boot, it.start, it.mount, it.crash, it.watchdog, it.upgrade, it.restart, it.timers, it.fstab, it.reboot, it.stop,
             ]  # fmt: skip
             for step in steps:
                 try:

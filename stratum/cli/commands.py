@@ -17,8 +17,9 @@ from stratum import log as logs
 from stratum.cli.progress import Progress
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.erasure import parse_code
-from stratum.errors import InvalidArgument
+from stratum.errors import InvalidArgument, SessionDead
 from stratum.identity import Identities
+from stratum.mountd import helper_of
 from stratum.tiering.explain import explain_inode
 from stratum.volume import Volume
 from stratum.warm_disks import disk_of, same_devices
@@ -201,22 +202,32 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
                 flush=True,
             )
 
-    taken_over = takeover.received()
-    with Volume(options.volume, "mount", taken_over.session if taken_over else None) as opened:
+    bucket = options.bucket or ("" if options.directory else config.mount_bucket)
+    shared = options.shared_without_locks or config.mount_shared_without_locks
+    wanted = sharing.Wanted(bucket, options.read_only, shared)
+    taken_over, kept = takeover.received(), None
+    helper = helper_of(options.volume, config)
+    if taken_over is None and helper is not None:
+        taken_over = kept = takeover.claimed(helper, directory.absolute(), wanted.document(options.volume.resolve()))
+    try:
+        opened = Volume(options.volume, "mount", taken_over.session if taken_over else None)
+    except SessionDead:
+        if kept is None:
+            raise
+        takeover.let_go(kept)  # somebody could not wait for this mount and has detached it
+        taken_over = None
+        opened = Volume(options.volume, "mount")
+    with opened:
         counting.attach(opened.meta / counting.FOLDER, "mount")
         opened.explain = partial(explain_inode, opened)
         housekeeper = None if options.supervised else Housekeeper(opened)
         try:
-            bucket = options.bucket or ("" if options.directory else config.mount_bucket)
-            shared = options.shared_without_locks or config.mount_shared_without_locks
-            wanted = sharing.Wanted(bucket, options.read_only, shared)
-            passed_on = daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted, taken_over=taken_over)
+            passing = daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted, taken_over=taken_over)
         finally:
             if housekeeper is not None:
                 housekeeper.stop()
-    if passed_on is not None:
-        handover, signals = passed_on
-        takeover.pass_on(handover, opened.session.next_number(), signals)
+    if passing is not None:
+        takeover.pass_on(passing, opened.session.next_number())
     return 0
 
 

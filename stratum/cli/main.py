@@ -16,6 +16,7 @@ from stratum.cli import commands, disk_commands, tier_commands
 from stratum.cli import operate_commands as operate
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
 from stratum.errors import StratumError
+from stratum.kept_mounts import KEEP_S
 from stratum.mountd import SOCKET
 from stratum.processes import become_owner
 
@@ -192,6 +193,12 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("--socket", metavar="PATH", type=Path, default=SOCKET)
     made.add_argument("--user", metavar="NAME", default="stratum", help="who may ask (stratum)")
     made.add_argument("--root", metavar="DIR", type=Path, action="append", required=True, help="mounts lie below it")
+    made.add_argument(
+        "--keep",
+        metavar="TIME",
+        default=f"{KEEP_S:.0f}s",
+        help=f"how long a mount waits for a daemon that restarts ({KEEP_S:.0f}s); 0s: it ends with it",
+    )
     made.set_defaults(run=operate.mountd, json=False, volume=None)
     codes = group("health", "what is wrong, and what is muted")
     command(codes, "list", "what is wrong now; the exit code is the worst severity", operate.health_list)

@@ -39,7 +39,7 @@ def admin(options: Namespace) -> int:
 def mountd(options: Namespace) -> int:
     from stratum import mountd as helper
 
-    helper.serve(options.socket, options.user, options.root)
+    helper.serve(options.socket, options.user, options.root, duration_s(options.keep))
     return 0
 
 

@@ -46,10 +46,11 @@ try:
 except PermissionError:
     pass
 """
-MOUNT = WITHOUT_ROOT + "sys.exit(stratum.cli.main.main(sys.argv[1:]))\n"
+MOUNT = WITHOUT_ROOT + "input()\nsys.exit(stratum.cli.main.main(sys.argv[1:]))\n"
 PUT = (
     WITHOUT_ROOT
     + """
+sys.stdin.read()
 with stratum.volume.Volume(Path(sys.argv[1]), "test") as opened:
     tests.support.put(opened, sys.argv[2], sys.argv[3].encode())
 """
@@ -58,7 +59,7 @@ with stratum.volume.Volume(Path(sys.argv[1]), "test") as opened:
 
 def without_root(code: str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
 
@@ -66,7 +67,7 @@ def without_root(code: str, *words: str) -> subprocess.Popen[str]:
 class Place:
     """A folder that nobody's processes reach, with a volume of theirs and a helper."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: str = "30s") -> None:
         self.root = Path(tempfile.mkdtemp(prefix="stratum-mountd-", dir="/var/tmp"))
         self.root.chmod(0o755)
         make_volume(self.root / "volume")
@@ -85,17 +86,31 @@ class Place:
         )
         for name in [self.root / "volume", *(self.root / "volume").rglob("*"), self.mountpoint]:
             os.chown(name, NOBODY, NOBODY)
-        self.helper = subprocess.Popen(
-            [sys.executable, "-m", "stratum.cli.main", "mountd", "--socket", self.socket, "--user", str(NOBODY), "--root", self.mounts]
+        self.helper = self.start_helper(keep)
+
+    def start_helper(self, keep: str) -> subprocess.Popen[bytes]:
+        self.socket.unlink(missing_ok=True)
+        helper = subprocess.Popen(
+            [sys.executable, "-m", "stratum.cli.main", "mountd", "--socket", self.socket, "--user", str(NOBODY), "--root", self.mounts, "--keep", keep]
         )  # fmt: skip
         deadline = time.monotonic() + 20
         while not self.socket.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        return helper
 
     def mount(self, *words: str) -> subprocess.Popen[str]:
-        process = without_root(MOUNT, "mount", str(self.root / "volume"), *words, "--json")
+        return self.begin(self.prepare(*words))
+
+    def prepare(self, *words: str) -> subprocess.Popen[str]:
+        """A process that mounts when it is told to: one that is started by somebody who has files open on the mount closes them first, and would wait for itself."""
+        return without_root(MOUNT, "mount", str(self.root / "volume"), *words, "--json")
+
+    def begin(self, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        assert process.stdin
         assert process.stdout
+        process.stdin.write("\n")
+        process.stdin.close()
         assert json.loads(process.stdout.readline())["ready"] is True
         return process
 
@@ -120,7 +135,8 @@ def place() -> Iterator[Place]:
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> None:
-    process.terminate()
+    """With SIGINT, which leaves nothing mounted."""
+    process.send_signal(signal.SIGINT)
     assert process.wait(30) == code
     assert process.stdout
     process.stdout.close()
@@ -178,6 +194,8 @@ def test_a_mount_that_stands_still_is_fenced_by_a_writer_without_root(place: Pla
     assert (place.mountpoint / "bucket" / "a").read_bytes() == b"old"
     os.kill(process.pid, signal.SIGSTOP)
     writer = without_root(PUT, str(place.root / "volume"), "a", "new")
+    assert writer.stdin
+    writer.stdin.close()
     assert writer.wait(60) == 0
     assert writer.stdout
     writer.stdout.close()
@@ -239,7 +257,7 @@ def test_what_the_helper_refuses(tmp_path: Path) -> None:
     )
     for document in documents:
         refusal(helper, document)
-    assert helper.answer({"action": "detach", "path": str(mounts / "open")}, NOBODY, NOBODY) == ({"ok": True}, None)
+    assert helper.answer({"action": "detach", "path": str(mounts / "open")}, NOBODY, NOBODY) == ({"ok": True}, ())
 
 
 def test_it_detaches_only_what_it_mounted_for_who_asks(tmp_path: Path) -> None:
