@@ -381,7 +381,7 @@ def refuse_if_open(meta: Path) -> None:
     for file in (meta / "sessions").glob("*"):
         fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"a process has {meta.parent} open; stop it first") from None
         finally:
