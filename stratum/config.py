@@ -129,7 +129,7 @@ SETTINGS = (
     Setting(
         "tiering",
         "busy_share",
-        0.25,
+        0.12,
         "of its time that the mover works while users ask for things and no hot disk is above high_percent; 1: all of it",
     ),
     Setting("tiering", "moved_bytes_per_s_max", 0, "bandwidth of background moves; 0: no limit"),
