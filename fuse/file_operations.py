@@ -16,17 +16,16 @@ from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import NeedsRestore, StratumError
 from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
 from stratum.log import get_logger
+from stratum.read_ahead import Follower
 from stratum.tier_rows import Tier
 from stratum.write_buffer import SPILL_BYTES, truncate_now
 
 if TYPE_CHECKING:
     from stratum.content import ReadPlan
-    from stratum.fuse.open_files import FileState
+    from stratum.fuse.open_files import FileHandle, FileState
 
 
 log = get_logger("mount")
-AHEAD_BYTES = 8 * 1024 * 1024
-"""What one request of a remote brings beyond a read that goes on where the last one ended."""
 RESTORE_LOOK_S = 1.0
 
 
@@ -95,8 +94,8 @@ class FileOperations(Base):
         """Any contiguous buffer serves; the binding's types say bytes. Only bytes in memory are read in the loop."""
         handle = self.open_files.handles[fh]
         state = handle.state
-        ahead_bytes = AHEAD_BYTES if off == handle.read_end else 0
-        handle.read_end = off + size
+        if handle.follower is not None:
+            handle.follower.comes(off, off + size)
         metrics.FUSE_READ.add(amount=size)
         while True:
             with self._volume.reading():
@@ -108,7 +107,7 @@ class FileOperations(Base):
                     pieces = list(content.read_planned(self._volume, plan, off, committed, may_wait=False))
                     break
                 except WouldWait:
-                    pieces = await self._read_waiting(plan, off, committed, ahead_bytes)
+                    pieces = await self._read_waiting(handle, plan, off, committed)
             if self._fresh(state.number).version == inode.version:
                 break  # else what was written meanwhile may have left the buffer for the store
         if not handle.has_read:
@@ -122,13 +121,19 @@ class FileOperations(Base):
         buffer.overlay(off, base)
         return cast("bytes", base)
 
-    async def _read_waiting(self, plan: ReadPlan, start: int, stop: int, ahead_bytes: int) -> list[bytes | memoryview]:
+    async def _read_waiting(
+        self, handle: FileHandle, plan: ReadPlan, start: int, stop: int
+    ) -> list[bytes | memoryview]:
         """In a thread for disks; what a remote must send is waited for in others, so that it holds up nothing else."""
 
         def read(*, may_recall: bool) -> list[bytes | memoryview]:
-            return list(
-                content.read_planned(self._volume, plan, start, stop, may_recall=may_recall, ahead_bytes=ahead_bytes)
-            )
+            ahead = None
+            if may_recall:
+                if handle.follower is None:
+                    handle.follower = Follower(self._volume)
+                    handle.follower.comes(start, stop)
+                ahead = handle.follower.ahead(plan.inode, start, stop)
+            return list(content.read_planned(self._volume, plan, start, stop, may_recall=may_recall, ahead=ahead))
 
         try:
             return await trio.to_thread.run_sync(partial(read, may_recall=False), limiter=self._disk_readers)

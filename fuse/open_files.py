@@ -19,6 +19,7 @@ import trio
 from stratum.write_buffer import WriteBuffer
 
 if TYPE_CHECKING:
+    from stratum.read_ahead import Follower
     from stratum.schema import Inode
     from stratum.volume import Volume
 
@@ -94,7 +95,7 @@ class FileHandle:
     state: FileState
     writable: bool
     has_read: bool = False
-    read_end: int = 0
+    follower: Follower | None = None
 
 
 @dataclass(slots=True)

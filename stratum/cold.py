@@ -21,6 +21,7 @@ import time
 import uuid
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -376,15 +377,10 @@ class ColdStore:
         Raises `TierUnavailable`, `NeedsRestore`, or `DataDamaged` if the remote has lost it.
         """
         deadline_s = time.monotonic() + self._volume.config.cold_recall_s_max
-
-        def fetch(first: int, last: int) -> Iterator[bytes]:
-            _, remote = self.remote(row.remote)
-            for piece in remote.sealed.get(row.key, first, last).pieces:
-                self.recalled_bytes += len(piece)
-                yield piece
-
         try:
-            return self.cache.read(number, row.length, start, least_stop, stop, wanted_stop, fetch, deadline_s)
+            return self.cache.read(
+                number, row.length, start, least_stop, stop, wanted_stop, partial(self._fetch, row), deadline_s
+            )
         except RemoteArchived as error:
             raise NeedsRestore(
                 f"the bytes lie in an archive class of remote {row.remote!r}; ask with RestoreObject, wait, then read again"
@@ -399,6 +395,16 @@ class ColdStore:
             raise TierUnavailable(
                 f"remote {row.remote!r} does not answer ({error.message}); try again later"
             ) from error
+
+    def ask(self, number: int, row: PackRow, start: int, stop: int) -> None:
+        """Have bytes of a pack come that somebody is likely to read soon; whoever does will see what became of it."""
+        self.cache.ask(number, row.length, start, stop, partial(self._fetch, row))
+
+    def _fetch(self, row: PackRow, first: int, last: int) -> Iterator[bytes]:
+        _, remote = self.remote(row.remote)
+        for piece in remote.sealed.get(row.key, first, last).pieces:
+            self.recalled_bytes += len(piece)
+            yield piece
 
     def close(self) -> None:
         with self._lock:

@@ -399,6 +399,8 @@ def load(volume: Path) -> Config:
 
 def render(changed: dict[str, Any]) -> str:
     """A commented file with every key; `changed` maps `section.key` to a value."""
+    unknown = set(changed) - {f"{setting.section}.{setting.name}" for setting in SETTINGS}
+    assert not unknown, f"no such settings: {unknown}"
     lines = ["# A Stratum volume. Every key stands here with its default unless init was told otherwise."]
     section = ""
     for setting in SETTINGS:

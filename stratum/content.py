@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING
 from stratum import copies, evidence, stored_extents
 from stratum.blocks import checksum, verified
 from stratum.errors import DataDamaged, NotFound, TierUnavailable
+from stratum.read_ahead import ReadAhead
 from stratum.schema import ELSEWHERE_SEGMENT, STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
 from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stratum.segments import PreparedExtent
+    from stratum.tier_rows import CopyRow
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -144,11 +148,11 @@ def read_extent(
     *,
     may_wait: bool = True,
     may_recall: bool = True,
-    wanted_stop: int = 0,
+    goes_to: Callable[[CopyRow, int], int] | None = None,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on, wherever they lie: up to `stop`, or fewer of a cold one (at least one).
 
-    `wanted_stop` is where the reader is likely to go on to. On damage the extent's row is read again: it may have moved since.
+    `goes_to` says how far the reader of a pack is likely to go on (`ReadAhead`). On damage the extent's row is read again: it may have moved since.
     Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore`, `WouldWait` if a disk must be asked and `may_wait` is not set, and
     `WouldRecall` if a remote must be and `may_recall` is not.
     """
@@ -169,7 +173,7 @@ def read_extent(
                 )
             data = copies.read(
                 volume, number, row, checksums, located, start, stop, may_wait=may_wait, may_recall=may_recall,
-                wanted_stop=max(wanted_stop, stop),
+                goes_to=goes_to,
             )  # fmt: skip
         except (DataDamaged, TierUnavailable) as error:
             if again:
@@ -186,7 +190,7 @@ class PlannedRead:
     """The bytes [start, stop) of a plan, in pieces of at most READ_BYTES; holes are zeros.
 
     An iterator that stands still when a piece raises: what would have to wait can be asked for again by somebody who may.
-    `ahead_bytes` behind `stop` may be fetched from a remote in one go.
+    `ahead` knows where the reader goes on behind `stop`; without it, nothing beyond that is asked of a remote.
     """
 
     def __init__(
@@ -198,14 +202,14 @@ class PlannedRead:
         *,
         may_wait: bool,
         may_recall: bool,
-        ahead_bytes: int = 0,
+        ahead: ReadAhead | None = None,
     ) -> None:
         self._volume = volume
         self._plan = plan
         self._at = start
         self._stop = stop
         self._slice = 0
-        self._ahead_bytes = ahead_bytes
+        self._ahead = ahead
         self.may_wait = may_wait
         self.may_recall = may_recall
 
@@ -234,11 +238,15 @@ class PlannedRead:
         end = min(piece.end, stop)
         inside = at - piece.file_offset + piece.extent_offset
         count = min(READ_BYTES - inside % READ_BYTES, end - at)
-        wanted = min(piece.end, stop + self._ahead_bytes) - piece.file_offset + piece.extent_offset
         return read_extent(
             self._volume, piece.extent, inside, inside + count, may_wait=self.may_wait, may_recall=self.may_recall,
-            wanted_stop=wanted,
+            goes_to=self._goes_to,
         )  # fmt: skip
+
+    def _goes_to(self, place: CopyRow, at: int) -> int:
+        if self._ahead is None:
+            self._ahead = ReadAhead(self._volume, self._plan.slices, self._stop)
+        return self._ahead.goes_to(self._at, place, at)
 
 
 def read_planned(
@@ -249,10 +257,10 @@ def read_planned(
     *,
     may_wait: bool = True,
     may_recall: bool = True,
-    ahead_bytes: int = 0,
+    ahead: ReadAhead | None = None,
 ) -> PlannedRead:
     """See `PlannedRead`. Its pieces raise what `read_extent` does."""
-    return PlannedRead(volume, plan, start, stop, may_wait=may_wait, may_recall=may_recall, ahead_bytes=ahead_bytes)
+    return PlannedRead(volume, plan, start, stop, may_wait=may_wait, may_recall=may_recall, ahead=ahead)
 
 
 def _zeros(count: int) -> bytes:

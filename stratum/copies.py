@@ -18,6 +18,8 @@ from stratum.log import get_logger
 from stratum.tier_rows import Tier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stratum.schema import ExtentRow
     from stratum.tier_rows import CopyRow, PackRow
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -70,13 +72,19 @@ class _Wanted:
         return blocks_match(data, self.checksums, self.first)
 
 
+def to_its_end(place: CopyRow, _: int) -> int:
+    """Where a reader goes on to who wants one extent."""
+    return place.offset + place.length
+
+
 def read_whole(volume: Volume, number: int, row: ExtentRow, checksums: bytes, located: Located) -> bytes:
     """All of an extent from its copies, however long that takes. Raises what `read` does."""
     pieces: list[bytes | memoryview] = []
     at = 0
     while at < row.length:
         piece = read(
-            volume, number, row, checksums, located, at, row.length, may_wait=True, may_recall=True, wanted_stop=row.length
+            volume, number, row, checksums, located, at, row.length, may_wait=True, may_recall=True,
+            goes_to=to_its_end,
         )  # fmt: skip
         pieces.append(piece)
         at += len(piece)
@@ -94,9 +102,11 @@ def read(
     *,
     may_wait: bool,
     may_recall: bool,
-    wanted_stop: int,
+    goes_to: Callable[[CopyRow, int], int] | None,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on: all up to `stop`, or of a cold one the first of them.
+
+    `goes_to` says of a place and where in its pack the reader is, how far he is likely to go on.
 
     Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore` if no copy has them, `WouldWait` or `WouldRecall` if they may not
     be waited for.
@@ -112,7 +122,7 @@ def read(
             elif not may_recall or not may_wait:
                 raise WouldRecall
             else:
-                data = _read_cold(volume, wanted, place, pack, min(wanted_stop, row.length))
+                data = _read_cold(volume, wanted, place, pack, goes_to(place, place.offset + start) if goes_to else 0)
         except StratumError as error:
             problems.append(error)
             continue
@@ -154,14 +164,14 @@ def report_damage(volume: Volume, pack: int, why: str) -> None:
         volume.mutate_later(note, lambda _: None, frees=True)
 
 
-def _read_cold(volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, wanted_stop: int) -> bytes:
-    """At least the first block, and what else has arrived, in whole blocks."""
+def _read_cold(volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, goes_to: int) -> bytes:
+    """At least the first block, and what else has arrived, in whole blocks. `goes_to`: in the pack."""
     first, last = wanted.first, wanted.last
     least = min(first + BLOCK_BYTES, last)
     for attempt in (1, 2):
         data = volume.cold.read(
             place.pack, pack, place.offset + first, place.offset + least, place.offset + last,
-            place.offset + max(wanted_stop, last),
+            max(goes_to, place.offset + last),
         )  # fmt: skip
         if len(data) < last - first:
             data = data[: max(len(data) // BLOCK_BYTES * BLOCK_BYTES, least - first)]

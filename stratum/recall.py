@@ -55,7 +55,7 @@ class RecallCache:
     ) -> bytes:
         """Bytes of a pack of `length` from `start` to at least `least_stop`, and on to `stop` as far as they are there.
 
-        One fetch may run on to `wanted_stop`, for who asks next.
+        Fetches run on to `wanted_stop`, for who asks next, one after the other without a gap.
         `fetch(first, last)` streams bytes of the pack. Raises what it raises, and `TierUnavailable` after `deadline_s`
         (monotonic).
         """
@@ -72,7 +72,40 @@ class RecallCache:
             start += len(piece)
             if start < end:
                 break  # the rest is on its way
+        half_way = start + (wanted_stop - start) // 2
+        if half_way > stop and self._is_free(pack, length, half_way // CELL_BYTES):
+            self.ask(pack, length, start, wanted_stop, fetch)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def ask(
+        self, pack: int, length: int, start: int, wanted_stop: int, fetch: Callable[[int, int], Iterator[bytes]]
+    ) -> None:
+        """Fetch what nobody has or fetches yet between `start` and `wanted_stop`, in one go; waits for nothing."""
+        cell = start // CELL_BYTES
+        while cell * CELL_BYTES < wanted_stop and not self._is_free(pack, length, cell):
+            cell += 1
+        if cell * CELL_BYTES >= wanted_stop:
+            return
+        fds = self._claim(pack, length, cell, [], wanted_stop)
+        if fds:
+            self._since_trim += _Fetch(fds, cell, length, fetch).size
+
+    def _is_free(self, pack: int, length: int, cell: int) -> bool:
+        """Whether a cell has not all its bytes, and nobody fetches them."""
+        try:
+            fd = os.open(self._path(pack, cell), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            if os.fstat(fd).st_size >= min(CELL_BYTES, length - cell * CELL_BYTES):
+                return False
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(fd)
 
     def _there(self, pack: int, cell: int, start: int, stop: int) -> bytes:
         """What there is of a cell behind `start`, perhaps nothing."""
@@ -114,7 +147,7 @@ class RecallCache:
                 now = os.fstat(fd)
                 if now.st_nlink == 0 or now.st_size >= stop - first:
                     continue  # trimmed, or filled, between looking and locking
-                mine = _Fetch(self._claim(pack, length, cell, fd, stop, wanted_stop), cell, length, fetch)
+                mine = _Fetch(self._claim(pack, length, cell, [fd], max(wanted_stop, stop)), cell, length, fetch)
                 self._since_trim += mine.size
                 fd = -1  # the fetch has it, and its lock
             finally:
@@ -123,15 +156,16 @@ class RecallCache:
             if self._since_trim >= TRIM_EVERY_BYTES:
                 self.trim()
 
-    def _claim(self, pack: int, length: int, cell: int, fd: int, stop: int, wanted_stop: int) -> list[int]:
-        """Take this cell, whose lock is held, and those after it that are wanted, empty and nobody's, locked."""
-        fds = [fd]
-        last_cell = (min(max(wanted_stop, stop), length) - 1) // CELL_BYTES
-        for following in range(cell + 1, min(last_cell, cell + AHEAD_CELLS_MAX) + 1):
+    def _claim(self, pack: int, length: int, cell: int, fds: list[int], wanted_stop: int) -> list[int]:
+        """Take cells from `cell` on that are wanted, empty and nobody's, locked. `fds`: of the first, if its lock is held already."""
+        last_cell = (min(wanted_stop, length) - 1) // CELL_BYTES
+        for following in range(cell + len(fds), min(last_cell, cell + AHEAD_CELLS_MAX) + 1):
             other = os.open(self._path(pack, following), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                free = os.fstat(other).st_size == 0
+                now = os.fstat(other)
+                missing = now.st_size < min(CELL_BYTES, length - following * CELL_BYTES)
+                free = now.st_nlink > 0 and missing and (now.st_size == 0 or following == cell)
             except BlockingIOError:
                 free = False
             if not free:

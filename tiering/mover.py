@@ -30,13 +30,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import content, courtesy, evidence, manifest, metrics, packs
+from stratum import content, copies, courtesy, evidence, manifest, metrics, packs
 from stratum.blocks import checksum
 from stratum.boundaries import boundary
 from stratum.cold_backends.contract import RemoteDamaged
 from stratum.cold_backends.limit import Bucket
 from stratum.errors import Busy, DataDamaged, Gone, StratumError, TierUnavailable
 from stratum.log import get_logger
+from stratum.read_ahead import ReadAhead
 from stratum.schema import ELSEWHERE_SEGMENT, Inode, Kind, Slice, key_u64
 from stratum.tier_rows import COPYING, AccessRow, PackRow, Tier
 from stratum.tiering import records
@@ -44,6 +45,7 @@ from stratum.tiering import records
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from stratum.tier_rows import CopyRow
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -210,14 +212,14 @@ class Mover:
         self.finish_pack(number, row, data)
         return len(data)
 
-    def read(self, member: Member) -> bytes:
-        """All of an extent, verified."""
+    def read(self, member: Member, goes_to: Callable[[CopyRow, int], int] | None = None) -> bytes:
+        """All of an extent, verified. `goes_to`: how far in a pack its reader goes on; if not said, not beyond the extent."""
         pieces = []
         at = 0
         while at < member.length:
             stop = min(at + content.READ_BYTES, member.length)
             with self.courtesy.piece():
-                piece = content.read_extent(self.volume, member.extent, at, stop, wanted_stop=member.length)
+                piece = content.read_extent(self.volume, member.extent, at, stop, goes_to=goes_to or copies.to_its_end)
             pieces.append(piece)
             at += len(piece)
         self._pace.take(member.length)
@@ -312,7 +314,9 @@ class Mover:
         Raises `NoSpace`, `StorageFailed`, `TierUnavailable`, `NeedsRestore`, `DataDamaged` or `Preempted`; what came before stays.
         """
         brought = 0
-        for number in dict.fromkeys(extents):
+        numbers = list(dict.fromkeys(extents))
+        ahead, places = _in_order(self.volume, numbers)
+        for number in numbers:
             if brought:
                 self.make_room()
             with self.volume.snapshot() as reader:
@@ -321,7 +325,7 @@ class Mover:
                 row, checksums = reader.extent(number)
             if row.segment != ELSEWHERE_SEGMENT or not row.references:
                 continue
-            data = self.read(Member(number, row.generation, row.length))
+            data = self.read(Member(number, row.generation, row.length), partial(ahead.goes_to, places[number]))
             if self.write_hot(number, row.generation, data, checksums):
                 brought += len(data)
             boundary("promote.placed")
@@ -483,6 +487,19 @@ def hottest(reader: InodeReader, extents: list[int]) -> Tier:
         row, _ = reader.extent(number)
         found = min(found, packs.tier_of(reader, number, row))
     return found if extents else Tier.HOT
+
+
+def _in_order(volume: Volume, extents: list[int]) -> tuple[ReadAhead, dict[int, int]]:
+    """Reading ahead through extents as if they were a file, and where each begins in it."""
+    slices: list[Slice] = []
+    at = 0
+    with volume.snapshot() as reader:
+        for number in extents:
+            known = reader.get(key_u64(b"X", number)) is not None
+            length = reader.extent(number)[0].length if known else 0
+            slices.append(Slice(at, length, number, 0))
+            at += length
+    return ReadAhead(volume, slices, at), {piece.extent: piece.file_offset for piece in slices}
 
 
 def _is_in(reader: InodeReader, extent: int, tier: Tier) -> bool:

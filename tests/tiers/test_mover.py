@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stratum import cold, content, evidence, fsck, hints, objects, packs
+from stratum import cold, content, evidence, fsck, hints, objects, packs, segments
 from stratum.buckets import get as get_bucket
 from stratum.cold import Remote
 from stratum.cold_backends.contract import PART_BYTES, RemoteRefused
@@ -449,8 +449,9 @@ def test_16_a_leaping_clock_moves_nothing(tmp_path: Path, jump_s: float) -> None
         assert get(opened, "k") == DATA
 
 
-def test_how_much_of_a_file_has_arrived(tmp_path: Path) -> None:
-    root = make_tiered(tmp_path, volume__extent_bytes=1 << 20)
+def test_how_much_of_a_file_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "EXTENT_BYTES_MAX", 1 << 20)
+    root = make_tiered(tmp_path)
     with Volume(root, "test") as opened:
         size = 3_500_000
         inode = put(opened, "k", os.urandom(size)).number
