@@ -159,9 +159,7 @@ class _Serving:
         else:
             still = self.follower.stillness is not None  # the program before this one may not have known of it
             with suppress(StratumError):  # a full disk: then writers wait for answers
-                await operations.commit(
-                    lambda tx: tell_mount_row(tx, volume.session.id, still=still, kept=False), frees=True
-                )
+                await operations.commit(lambda tx: tell_mount_row(tx, volume.session.id, still=still), frees=True)
         first = self._taken_over.init if self._taken_over is not None else b""
         session = operations.commits.session = Session(first, begun=self.follower.resume)
         session.install()

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from stratum.acknowledge import mount_rows, tell_mount_row
+from stratum.acknowledge import mount_rows
 from stratum.errors import NotFound, UnfinishedMount
 from stratum.fuse import _negotiate
 from stratum.log import get_logger
@@ -46,7 +46,6 @@ from stratum.sessions import Inherited
 if TYPE_CHECKING:
     from stratum.fuse.invalidation import Follower
     from stratum.fuse.operations import Operations
-    from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
 
 log = get_logger("mount")
@@ -171,18 +170,13 @@ def go_on(operations: Operations, follower: Follower) -> None:
 async def keep(volume: Volume, operations: Operations, helper: Path, mountpoint: Path) -> int:
     """After `stand_still`: give the mount to the helper. Returns the file for what is to be told. Raises `StratumError`; then it is ours still."""
     session = volume.session
-
-    def tell(tx: MetadataTransaction, *, kept: bool) -> None:
-        session.tell_kept(tx, kept=kept)
-        tell_mount_row(tx, session.id, kept=kept)
-
-    await operations.commit(partial(tell, kept=True), frees=True)
+    await operations.commit(partial(session.tell_kept, kept=True), frees=True)
     descriptor = os.memfd_create("handover", os.MFD_CLOEXEC)
     try:
         await trio.to_thread.run_sync(ask_keep, helper, mountpoint, _negotiate.begin(), session.lock, descriptor)
     except BaseException:
         os.close(descriptor)
-        await operations.commit(partial(tell, kept=False), frees=True)
+        await operations.commit(partial(session.tell_kept, kept=False), frees=True)
         raise
     return descriptor
 
@@ -284,15 +278,14 @@ def claimed(helper: Path, mountpoint: Path, asked: dict[str, Any]) -> Handover |
     except (ValueError, KeyError, TypeError) as error:
         why = f"what it was told is damaged ({type(error).__name__})"
     log.warning("kept_mount_let_go", mountpoint=str(mountpoint), why=why)
-    os.close(connection)
-    os.close(lock)
+    let_go(connection, lock)
     return None
 
 
-def let_go(handover: Handover) -> None:
+def let_go(connection: int, lock: int) -> None:
     """Do not go on with it: the kernel ends what waits for it, and its session is dead."""
-    os.close(handover.connection)
-    os.close(handover.session.lock)
+    os.close(connection)
+    os.close(lock)
 
 
 def _read(descriptor: int) -> dict[str, Any]:

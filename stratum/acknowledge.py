@@ -348,8 +348,8 @@ def _alone(volume: Volume) -> Iterator[None]:
 
 def _fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
     device, mountpoint = int(row["device"]), str(row["mountpoint"])
-    kept, dead = _waits(volume, session), volume.session.is_dead(session)
-    if dead and row.get("kept"):
+    kept, dead = _forbidden(volume, session), volume.session.is_dead(session)
+    if dead and kept:
         log.warning("kept_mount_ended", session=session, mountpoint=mountpoint)
     else:
         log.error("mount_fenced", session=session, mountpoint=mountpoint)
@@ -368,7 +368,7 @@ def _fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
         log.error("mount_not_detached", mountpoint=mountpoint, error=str(error))
 
 
-def _waits(volume: Volume, session: int) -> bool:
+def _forbidden(volume: Volume, session: int) -> bool:
     """Whether the helper keeps a mount for its next daemon, which from now on cannot go on with it. (Detaching lets go of its lock.)"""
     try:
         return volume.session.forbid(session)

@@ -19,7 +19,6 @@ Invariants
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import io
@@ -38,6 +37,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from stratum import __version__, config, sessions
 from stratum.clocks import STAMP, by_stamp
+from stratum.descriptors import is_owned
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
 from stratum.kv.lmdb_access import LmdbCopy
 from stratum.kv.lmdb_store import LmdbStore
@@ -381,9 +381,8 @@ def refuse_if_open(meta: Path) -> None:
     for file in (meta / "sessions").glob("*"):
         fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"a process has {meta.parent} open; stop it first") from None
+            if is_owned(fd):
+                raise Busy(f"a process has {meta.parent} open; stop it first")
         finally:
             os.close(fd)
 

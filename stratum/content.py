@@ -148,7 +148,7 @@ def read_extent(
     *,
     may_wait: bool = True,
     may_recall: bool = True,
-    goes_to: Callable[[CopyRow, int], int] | None = None,
+    goes_to: Callable[[CopyRow, int], int] = copies.to_its_end,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on, wherever they lie: up to `stop`, or fewer of a cold one (at least one).
 

@@ -102,7 +102,7 @@ def read(
     *,
     may_wait: bool,
     may_recall: bool,
-    goes_to: Callable[[CopyRow, int], int] | None,
+    goes_to: Callable[[CopyRow, int], int],
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on: all up to `stop`, or of a cold one the first of them.
 
@@ -122,7 +122,7 @@ def read(
             elif not may_recall or not may_wait:
                 raise WouldRecall
             else:
-                data = _read_cold(volume, wanted, place, pack, goes_to(place, place.offset + start) if goes_to else 0)
+                data = _read_cold(volume, wanted, place, pack, goes_to(place, place.offset + start))
         except StratumError as error:
             problems.append(error)
             continue

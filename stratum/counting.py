@@ -26,6 +26,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stratum.descriptors import is_owned
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
@@ -173,9 +175,9 @@ def number_text(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
 
 
-def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+def _lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -272,7 +274,7 @@ def read_all(folder: Path) -> tuple[list[float], list[Process]]:
             continue
         try:
             raw = os.pread(descriptor, _HEAD.size + _numbers.size * 8, 0)
-            alive = not _lock(descriptor, fcntl.LOCK_SH)  # shared: another scrape is not taken for the owner
+            alive = is_owned(descriptor)
         finally:
             os.close(descriptor)
         if len(raw) < _HEAD.size + _numbers.size * 8 or raw[:40] != expected:

@@ -1,8 +1,9 @@
-"""Open files for reading, kept while they are used and a little longer."""
+"""Open files for reading, kept while they are used and a little longer; and whether somebody owns a file."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections import OrderedDict
@@ -34,6 +35,18 @@ def read_cached(fd: int, length: int, offset: int) -> bytes:
     if done < length:
         raise WouldWait  # the rest is on the disk, or the file is too short: who may wait finds out
     return cast("bytes", buffer)  # a buffer like another
+
+
+def is_owned(fd: int) -> bool:
+    """Whether somebody holds the flock of a file for himself.
+
+    It is tried shared: several who ask at once would otherwise take each other for the owner.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 class Descriptors:

@@ -111,7 +111,7 @@ class MountHelper:
     def answer(
         self, document: Any, uid: int, gid: int, given: Sequence[int] = ()
     ) -> tuple[dict[str, Any], Sequence[int]]:
-        """The answer, and descriptors that go with it. Those `given` are the caller's still, unless it is kept. Raises `Refused`."""
+        """The answer, and descriptors that go with it. Those `given` stay the caller's. Raises `Refused`."""
         if uid not in {0, self._user}:
             raise Refused("you are not the user this helper serves")
         if not isinstance(document, dict) or not isinstance(document.get("path"), str):
@@ -201,7 +201,9 @@ class MountHelper:
             raise Refused(f"a mount is kept by {DESCRIPTORS} descriptors, not {len(given)}")
         if not self._is_mounted_for(path, uid):
             raise Refused(f"nothing is mounted at {path!r}")
-        if not self.kept.keep(path, uid, given):
+        held = [os.dup(number) for number in given]
+        if not self.kept.keep(path, uid, held):
+            _close(held)
             raise Refused(
                 f"{path!r} cannot be kept: one is already, too many are, or this helper was told to keep none"
             )
@@ -236,10 +238,7 @@ class MountHelper:
                     return
                 descriptors: Sequence[int] = ()
                 try:
-                    document = _decoded(request)
-                    found, descriptors = self.answer(document, uid, gid, given)
-                    if document["action"] == "keep":
-                        given = ()
+                    found, descriptors = self.answer(_decoded(request), uid, gid, given)
                 except Refused as refused:
                     log.warning("refused", uid=uid, why=str(refused))
                     found = {"error": str(refused)}

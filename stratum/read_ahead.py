@@ -51,7 +51,7 @@ class ReadAhead:
     def __init__(self, volume: Volume, slices: Sequence[Slice], stop: int) -> None:
         self._volume = volume
         self._slices = slices
-        self._stop = stop
+        self.stop = stop
         self._run: _Run | None = None
         self._asked = -1
 
@@ -74,7 +74,7 @@ class ReadAhead:
         following = index
         while True:
             piece = slices[following]
-            end = max(min(piece.end, self._stop), piece.file_offset)
+            end = max(min(piece.end, self.stop), piece.file_offset)
             stop = place.offset + piece.extent_offset + end - piece.file_offset
             following += 1
             if stop < place.offset + place.length or following == min(len(slices), index + SLICES_MAX):
@@ -88,7 +88,7 @@ class ReadAhead:
     def _cold_place(self, reader: InodeReader, index: int) -> CopyRow | None:
         """Where the bytes of a slice must be asked for; None if they are nearer, gone, or not wanted."""
         piece = self._slices[index]
-        if piece.file_offset >= self._stop or reader.get(key_u64(b"X", piece.extent)) is None:
+        if piece.file_offset >= self.stop or reader.get(key_u64(b"X", piece.extent)) is None:
             return None
         row, _ = reader.extent(piece.extent)
         found = packs.copies(reader, piece.extent)
@@ -99,9 +99,10 @@ class ReadAhead:
             with self._volume.snapshot() as reader:
                 place = self._cold_place(reader, index)
                 row = packs.get(reader, place.pack) if place is not None else None
-                run = self._look(reader, index, place) if place is not None else None
-            if place is not None and row is not None and run is not None:
-                self._volume.cold.ask(place.pack, row, place.offset + self._slices[index].extent_offset, run.stop)
+                if place is None or row is None:
+                    return
+                stop = self._look(reader, index, place).stop
+            self._volume.cold.ask(place.pack, row, place.offset + self._slices[index].extent_offset, stop)
 
 
 class Follower:
@@ -112,7 +113,8 @@ class Follower:
         self._begin = 0
         self._end = 0
         self._ahead: ReadAhead | None = None
-        self._known = (0, 0, 0)
+        self._version = 0
+        """Of the file that `_ahead` knows."""
 
     def comes(self, start: int, stop: int) -> None:
         """The next read."""
@@ -127,12 +129,11 @@ class Follower:
         if begin == at and begin != 0:
             return None
         window = min(max(at - begin, WINDOW_BYTES_MIN), WINDOW_BYTES_MAX)
-        version, since, until = self._known
         ahead = self._ahead
-        if ahead is None or version != inode.version or at < since or min(at + window // 2, inode.size) > until:
+        if ahead is None or self._version != inode.version or min(at + window // 2, inode.size) > ahead.stop:
             until = min(stop + window, inode.size)
             with self._volume.snapshot() as reader:
                 slices = reader.slices(inode.number, at, until)
-            self._known = (inode.version, at, until)
+            self._version = inode.version
             ahead = self._ahead = ReadAhead(self._volume, slices, until)
         return ahead

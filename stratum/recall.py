@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from stratum.descriptors import is_owned
 from stratum.errors import TierUnavailable
 from stratum.segments import EXTENT_BYTES_MAX
 
@@ -28,6 +29,11 @@ CELL_BYTES = 1024 * 1024
 AHEAD_CELLS_MAX = EXTENT_BYTES_MAX // CELL_BYTES
 WATCH_S = 0.001
 TRIM_EVERY_BYTES = 16 * 1024 * 1024
+
+
+def _cell_bytes(length: int, cell: int) -> int:
+    """Of a cell of a pack of `length`, when it is whole."""
+    return min(CELL_BYTES, length - cell * CELL_BYTES)
 
 
 class RecallCache:
@@ -97,13 +103,7 @@ class RecallCache:
         except FileNotFoundError:
             return True
         try:
-            if os.fstat(fd).st_size >= min(CELL_BYTES, length - cell * CELL_BYTES):
-                return False
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        else:
-            return True
+            return os.fstat(fd).st_size < _cell_bytes(length, cell) and not is_owned(fd)
         finally:
             os.close(fd)
 
@@ -164,7 +164,7 @@ class RecallCache:
             try:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 now = os.fstat(other)
-                missing = now.st_size < min(CELL_BYTES, length - following * CELL_BYTES)
+                missing = now.st_size < _cell_bytes(length, following)
                 free = now.st_nlink > 0 and missing and (now.st_size == 0 or following == cell)
             except BlockingIOError:
                 free = False

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stratum.descriptors import is_owned
 from stratum.errors import Busy, NoSpace, SessionDead, StratumError
 from stratum.schema import key_u64, pack_json, pack_u64, unpack_json, unpack_u64
 
@@ -201,11 +202,7 @@ class Session:
         except FileNotFoundError:
             return True
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: whoever else asks now is not taken for the owner
-        except BlockingIOError:
-            return False
-        else:
-            return True
+            return not is_owned(fd)
         finally:
             os.close(fd)
 

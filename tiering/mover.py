@@ -212,14 +212,14 @@ class Mover:
         self.finish_pack(number, row, data)
         return len(data)
 
-    def read(self, member: Member, goes_to: Callable[[CopyRow, int], int] | None = None) -> bytes:
-        """All of an extent, verified. `goes_to`: how far in a pack its reader goes on; if not said, not beyond the extent."""
+    def read(self, member: Member, goes_to: Callable[[CopyRow, int], int] = copies.to_its_end) -> bytes:
+        """All of an extent, verified. `goes_to`: how far in a pack its reader goes on."""
         pieces = []
         at = 0
         while at < member.length:
             stop = min(at + content.READ_BYTES, member.length)
             with self.courtesy.piece():
-                piece = content.read_extent(self.volume, member.extent, at, stop, goes_to=goes_to or copies.to_its_end)
+                piece = content.read_extent(self.volume, member.extent, at, stop, goes_to=goes_to)
             pieces.append(piece)
             at += len(piece)
         self._pace.take(member.length)

@@ -214,7 +214,9 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
     except SessionDead:
         if kept is None:
             raise
-        takeover.let_go(kept)  # somebody could not wait for this mount and has detached it
+        takeover.let_go(
+            kept.connection, kept.session.lock
+        )  # somebody could not wait for this mount and has detached it
         taken_over = None
         opened = Volume(options.volume, "mount")
     with opened:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -89,13 +90,10 @@ def test_what_is_open_stays_open_over_a_restart(place: Place) -> None:
             assert not gone(place)
             (row,) = rows(place)
             assert row["pid"] == NO_PROCESS
-            answers: list[list[str]] = []
-            asking = threading.Thread(target=lambda: answers.append(os.listdir(place.mountpoint / "bucket")))  # noqa: B023
-            asking.start()
-            first = place.begin(second)
-            asking.join(WAIT_S_MAX)
-            assert answers
-            assert set(answers[0]) == {"read", "write"}
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(os.listdir, bucket)
+                first = place.begin(second)
+                assert set(answer.result(WAIT_S_MAX)) == {"read", "write"}
             writing.write(b"after%d " % number)
             unlinked.seek(0, os.SEEK_END)
             unlinked.write(b"!")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import content, read_ahead, segments
+from stratum import content, packs, read_ahead, segments
 from stratum.cold import Remote
 from stratum.cold_backends.contract import RemoteError
 from stratum.cold_backends.decorator import Decorator
@@ -32,18 +32,18 @@ MIB = 1 << 20
 
 
 class Watched(Decorator):
-    """`ranges` lists what was asked for; whatever is in `failing` fails once."""
+    """`ranges` lists what was asked for; of a key in `failing` one request fails, of `None` every one of any."""
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner)
         self.ranges: list[tuple[str, int, int]] = []
-        self.failures = 0
+        self.failing: set[str | None] = set()
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> RemoteBody:
         assert stop is not None
         self.ranges.append((key, start, stop))
-        if self.failures:
-            self.failures -= 1
+        if None in self.failing or key in self.failing:
+            self.failing.discard(key)
             raise RemoteError("on purpose")
         return super().get(key, start, stop)
 
@@ -164,17 +164,19 @@ def test_what_is_nearer_is_not_asked_for(pieces: Volume) -> None:
 def test_what_fails_ahead_is_asked_for_again_by_who_needs_it(pieces: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "PACK_BYTES", 4 * MIB)
     number, data, remote = cold(pieces, 8 * MIB)
+    with pieces.snapshot() as reader:
+        last = packs.copies(reader, reader.slices(number)[-1].extent)[Tier.COLD].pack
+        row = packs.get(reader, last)
+    assert row is not None
+    remote.failing = {row.key}
     with pieces.reading():
-        reading = content.read_planned(pieces, plan(pieces, number), 0, len(data))
-        remote.failures = 0
-        found = bytes(next(reading))
-        remote.failures = 1 if len(remote.ranges) < 2 else 0
-        found += b"".join(reading)
+        found = b"".join(content.read_planned(pieces, plan(pieces, number), 0, len(data)))
     assert found == data
+    assert [key for key, _, _ in remote.ranges].count(row.key) == 2
     (pieces.root / "recall").rename(pieces.root / "before")
     (pieces.root / "recall").mkdir()
-    remote.failures = 100
+    remote.failing = {None}
     with pytest.raises(TierUnavailable, match="on purpose"):
         get(pieces, "k")
-    remote.failures = 0
+    remote.failing = set()
     assert get(pieces, "k") == data
