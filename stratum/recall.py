@@ -94,7 +94,15 @@ class RecallCache:
             return
         fds = self._claim(pack, length, cell, [], wanted_stop)
         if fds:
-            self._since_trim += _Fetch(fds, cell, length, fetch).size
+            self._begin(fds, cell, length, fetch)
+
+    def _begin(self, fds: list[int], cell: int, length: int, fetch: Callable[[int, int], Iterator[bytes]]) -> _Fetch:
+        """Fill cells from `cell` on, and now and then make room for what has come since the last time."""
+        begun = _Fetch(fds, cell, length, fetch)
+        self._since_trim += begun.size
+        if self._since_trim >= TRIM_EVERY_BYTES:
+            self.trim()
+        return begun
 
     def _is_free(self, pack: int, length: int, cell: int) -> bool:
         """Whether a cell has not all its bytes, and nobody fetches them."""
@@ -147,14 +155,12 @@ class RecallCache:
                 now = os.fstat(fd)
                 if now.st_nlink == 0 or now.st_size >= stop - first:
                     continue  # trimmed, or filled, between looking and locking
-                mine = _Fetch(self._claim(pack, length, cell, [fd], max(wanted_stop, stop)), cell, length, fetch)
-                self._since_trim += mine.size
+                fds = self._claim(pack, length, cell, [fd], max(wanted_stop, stop))
                 fd = -1  # the fetch has it, and its lock
+                mine = self._begin(fds, cell, length, fetch)
             finally:
                 if fd >= 0:
                     os.close(fd)
-            if self._since_trim >= TRIM_EVERY_BYTES:
-                self.trim()
 
     def _claim(self, pack: int, length: int, cell: int, fds: list[int], wanted_stop: int) -> list[int]:
         """Take cells from `cell` on that are wanted, empty and nobody's, locked. `fds`: of the first, if its lock is held already."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stratum import content, packs, read_ahead, segments
+from stratum import content, packs, read_ahead, recall, segments
 from stratum.cold import Remote
 from stratum.cold_backends.contract import RemoteError
 from stratum.cold_backends.decorator import Decorator
@@ -180,3 +180,20 @@ def test_what_fails_ahead_is_asked_for_again_by_who_needs_it(pieces: Volume, mon
         get(pieces, "k")
     remote.failing = set()
     assert get(pieces, "k") == data
+
+
+def test_what_comes_ahead_counts_for_the_limit_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "EXTENT_BYTES_MAX", MIB)
+    monkeypatch.setattr(mover, "PACK_BYTES", 8 * MIB)
+    monkeypatch.setattr(recall, "TRIM_EVERY_BYTES", 8 * MIB)
+    with Volume(make_tiered(tmp_path, cold__cache_bytes_max=24 * MIB), "test") as opened:
+        number, data, remote = cold(opened, 120 * MIB)
+        with opened.reading():
+            at = 0
+            for piece in content.read_planned(opened, plan(opened, number), 0, len(data)):
+                assert piece == data[at : at + len(piece)]
+                at += len(piece)
+        kept = sum(path.stat().st_blocks * 512 for path in (opened.root / "recall").iterdir())
+        assert at == len(data)
+        assert kept <= 64 * MIB
+        assert len(remote.ranges) <= 20
