@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import itertools
 import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
 
-from stratum import files, metrics, mount_names, quotas, tree
-from stratum.errors import Exists, NotFound, QuotaExceeded, StratumError, TryAgain
+from stratum import files, filling, metrics, mount_names, quotas, tree
+from stratum.errors import Exists, NotFound, QuotaExceeded, StillFilling, StratumError, TryAgain
 from stratum.files import Caller
 from stratum.fuse.audited import Auditor
 from stratum.fuse.commits import Commits
@@ -70,10 +71,12 @@ def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
             args = cast("Any", tuple(numbers))
         try:
             if mount.auditor is None:
-                return await function(*args, **kwargs)
-            return await _audited(
-                mount.auditor, operation, dict(zip(parameters, args, strict=False)), function(*args, **kwargs)
-            )
+                try:
+                    return await function(*args, **kwargs)
+                except StillFilling as error:
+                    return await _filled(mount, functools.partial(function, *args, **kwargs), error)
+            work = _filled(mount, functools.partial(function, *args, **kwargs))
+            return await _audited(mount.auditor, operation, dict(zip(parameters, args, strict=False)), work)
         except pyfuse3.FUSEError:
             result = "error"
             raise
@@ -92,6 +95,18 @@ def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
             metrics.FUSE_SECONDS.observe(time.perf_counter() - began, operation)
 
     return wrapped
+
+
+async def _filled(mount: Base, work: Callable[[], Coroutine[Any, Any, T]], wanted: StillFilling | None = None) -> T:
+    """What a handler does, once it finds what a young clone has not got yet."""
+    for attempt in itertools.count():
+        try:
+            if wanted is not None:
+                await mount.provide(wanted, attempt)
+            return await work()
+        except StillFilling as error:
+            wanted = error
+    raise AssertionError("itertools.count ends")
 
 
 async def _audited(auditor: Auditor, operation: str, told: dict[str, Any], work: Coroutine[Any, Any, T]) -> T:
@@ -157,6 +172,10 @@ class Base(pyfuse3.Operations):
     async def commit(self, function: Callable[[MetadataTransaction], T], *, frees: bool = False) -> T:
         """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""
         return await self.commits.run(function, frees=frees)
+
+    async def provide(self, wanted: StillFilling, attempt: int) -> None:
+        """Fill in what a young clone has not got yet."""
+        await trio.to_thread.run_sync(filling.provide, self._volume, wanted, attempt)
 
     def stop_caching_names(self) -> None:
         """From now on this mount answers as one of several; what the kernel knows already is for `sharing.py` to drop."""

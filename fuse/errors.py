@@ -57,4 +57,5 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.AuditUnavailable: errno.EIO,
     engine.NotImplementedYet: errno.EOPNOTSUPP,
     engine.TryAgain: errno.EAGAIN,
+    engine.StillFilling: errno.EAGAIN,
 }

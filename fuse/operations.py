@@ -17,13 +17,13 @@ import pyfuse3
 import xxhash
 
 from stratum import content, files, mount_names, tree
-from stratum.errors import NoSpace, NotFound
+from stratum.errors import NoSpace, NotFound, StillFilling
 from stratum.fuse.attribute_operations import AttributeOperations
 from stratum.fuse.base import handler
 from stratum.schema import Inode, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from stratum.fuse.open_files import DirectoryHandle
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -192,27 +192,39 @@ class Operations(AttributeOperations):
             await self._settle_children(directory.number)
         with self._volume.snapshot() as reader:
             start = self._position(reader, directory, start_id)
+            last = b""
             if start_id == 0:
                 body = mount_names.body_of(reader, directory.number)
                 if body and not self._reply(token, directory.number, mount_names.BODY, reader.inode(body), BODY_COOKIE):
                     return
-            last = b""
-            shadows = reader.inode(directory.number).nlink > 2
-            for entry, dentry in tree.scan_dentries(reader, directory.number, start):
-                if entry <= start and start:
-                    continue
-                inode = content.require_inode(reader, dentry.inode)
-                if inode is None:
-                    continue
-                if not shadows and dentry.kind != Kind.DIRECTORY and mount_names.is_plain(entry):
-                    name = entry
-                else:
-                    name = mount_names.shown_name(reader, directory.number, entry)
-                if not self._reply(token, directory.number, name, inode, cookie_of(entry)):
-                    break
-                last = entry
+            try:
+                for entry in self._reply_entries(reader, token, directory.number, start):
+                    last = entry
+            except StillFilling:
+                # A clone's directory has no more yet. What was replied stands: the kernel asks for the rest by itself.
+                if not last and not (start_id == 0 and body):
+                    raise
             if last:
                 directory.remember(cookie_of(last), last)
+
+    def _reply_entries(
+        self, reader: InodeReader, token: pyfuse3.ReaddirToken, directory: int, start: bytes
+    ) -> Iterator[bytes]:
+        """Those behind `start` that there is room for."""
+        shadows = reader.inode(directory).nlink > 2
+        for entry, dentry in tree.scan_dentries(reader, directory, start):
+            if entry <= start and start:
+                continue
+            inode = content.require_inode(reader, dentry.inode)
+            if inode is None:
+                continue
+            if not shadows and dentry.kind != Kind.DIRECTORY and mount_names.is_plain(entry):
+                name = entry
+            else:
+                name = mount_names.shown_name(reader, directory, entry)
+            if not self._reply(token, directory, name, inode, cookie_of(entry)):
+                return
+            yield entry
 
     def _reply(self, token: pyfuse3.ReaddirToken, directory: int, name: bytes, inode: Inode, cookie: int) -> bool:
         attributes = self._attributes(inode, cache_s=0.0 if mount_names.looks_like_alias(name) else self._entry_cache_s)

@@ -14,9 +14,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import metrics
+from stratum import filling, metrics
 from stratum.descriptors import WouldRecall
-from stratum.errors import NotModified, StratumError, TooManyRequests
+from stratum.errors import NotModified, StillFilling, StratumError, TooManyRequests
 from stratum.identity import Identities
 from stratum.limits import Limiter
 from stratum.log import get_logger
@@ -310,15 +310,26 @@ class Application:
             )
             if exchange.operation in _IN_LOOP:
                 context.reader = reader
-                found = handler(context)
+                try:
+                    found = handler(context)
+                except StillFilling:
+                    found = None  # once more, where it may wait
                 context.reader = None
             else:
                 found = None
-        if found is None:
-            if request.has_body:
-                context.document = await exchange.incoming.all(_WIRE_BYTES_MAX)
-            found = await waits.computed(handler, context)
-        return found if isinstance(found, Answer) else await found
+        for attempt in itertools.count():
+            try:
+                if found is None:
+                    if request.has_body and exchange.operation not in _IN_LOOP and not context.document:
+                        context.document = await exchange.incoming.all(_WIRE_BYTES_MAX)
+                    found = await waits.computed(handler, context)
+                return found if isinstance(found, Answer) else await found
+            except StillFilling as error:
+                if not exchange.incoming.untouched and not context.document:
+                    raise  # its body is gone; the client sends it again
+                found = None
+                await waits.in_thread(filling.provide, volume, error, attempt)
+        raise AssertionError("itertools.count ends")
 
     async def _send(
         self, answer: Answer, scope: dict[str, Any], receive: Receive, send: Send, exchange: Exchange

@@ -82,6 +82,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.AuditUnavailable: "ServiceUnavailable",
     engine.NotImplementedYet: "NotImplemented",
     engine.TryAgain: "SlowDown",
+    engine.StillFilling: "SlowDown",
 }
 
 

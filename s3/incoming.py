@@ -29,6 +29,11 @@ class Incoming:
         self._given_up = False
         self.pace: Pace | None = None
 
+    @property
+    def untouched(self) -> bool:
+        """Nothing of the body has been handed out."""
+        return not self._count
+
     async def blocks(self, block_bytes: int) -> AsyncIterator[bytes]:
         """The rest of the body in pieces of at least `block_bytes`, but for the last. Nothing for an empty body.
 

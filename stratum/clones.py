@@ -1,11 +1,12 @@
-"""Clones and snapshots: another tree over the same extents. No byte of data is copied.
+"""Clones and snapshots: another tree over the same extents. No byte of data is copied, and of a directory at first nothing else either.
 
-A clone shows one committed state of its source, taken when it begins, and appears as a whole or not at all.
+A clone shows one committed state of its source, taken when it begins, and appears as a whole or not at all. What a directory holds is filled in
+when it is asked for, and behind everybody's back (filling.py).
 
 Invariants
-* Until it is finished a clone hangs on nothing but a Q row of the session that builds it; what a dead session left there is
+* Until it has its name a clone hangs on nothing but a Q row of the session that makes it; what a dead session left there is
   removed with it (`prune`). A snapshot that is being removed is held the same way.
-* The source is read from one LMDB snapshot under the volume's reader guard, so an extent that loses its last reference
+* A file is copied from one LMDB snapshot under the volume's reader guard, so an extent that loses its last reference
   meanwhile still has its bytes and its row when the clone refers to it.
 * Inside a clone hard links are links again; links out of it are not kept.
 """
@@ -15,10 +16,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stratum import access_lists, buckets, content, evidence, inventory, mount_names, objects, tree
+from stratum import access_lists, buckets, content, filling, frozen, inventory, mount_names, quotas, tree
 from stratum.errors import AccessRefused, Exists, InvalidArgument, InvalidBucketName, NotADirectory, NotFound
 from stratum.files import check_new_name
 from stratum.paths import components
@@ -28,7 +29,6 @@ from stratum.schema import (
     Dentry,
     Inode,
     Kind,
-    Slice,
     key_u64,
     key_u64_u64,
     prefix_range,
@@ -41,20 +41,8 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
-    Step = Callable[[MetadataTransaction], None]
-
-STEPS_AT_ONCE = 128
-SLICES_AT_ONCE = 256
+ENTRIES_PRUNED_AT_ONCE = 128
 SNAPSHOT_MARK = ".snap."
-
-
-@dataclass(slots=True)
-class Cloned:
-    """What a clone holds. `size` is that of its files, shared with the source."""
-
-    files: int = 0
-    directories: int = 0
-    size: int = 0
 
 
 def find(reader: InodeReader, path: bytes, enter: Callable[[Inode], None] = lambda _: None) -> Inode:
@@ -89,175 +77,82 @@ def _shown(path: bytes) -> str:
     return b"/".join(components(path)).decode("utf-8", "replace")
 
 
-class _Builder:
-    """Copies rows of one snapshot into a tree without a name, in small transactions."""
-
-    def __init__(self, volume: Volume, reader: InodeReader, bucket: int) -> None:
-        """`bucket` is the inode of the bucket the clone will be in; 0: the clone's root is one."""
-        self._volume = volume
-        self._reader = reader
-        self._bucket = bucket
-        self._steps: list[Step] = []
-        self._links: dict[int, int] = {}
-        self.cloned = Cloned()
-
-    def _later(self, step: Step) -> None:
-        self._steps.append(step)
-        if len(self._steps) >= STEPS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        steps, self._steps = self._steps, []
-
-        def run(tx: MetadataTransaction) -> None:
-            for step in steps:
-                step(tx)
-
-        self._volume.mutate(run)
-
-    def build(self, source: Inode) -> int:
-        """The number of the root of the finished tree, held by a Q row of this session."""
-        root, session = self._volume.new_id(), self._volume.session.id
-        self._bucket = self._bucket or root
-        self._inode(source, root, lambda tx: tx.put(key_u64_u64(b"Q", session, root), b""))
-        pending = [(source, root)] if source.kind == Kind.DIRECTORY else []
-        while pending:
-            directory, copied = pending.pop()
-            for entry, dentry in tree.scan_dentries(self._reader, directory.number):
-                child = self._reader.inode(dentry.inode)
-                known = self._links.get(child.number)
-                if known is not None:
-                    self._later(self._link(copied, entry, known))
-                    continue
-                number = self._volume.new_id()
-                if child.kind == Kind.DIRECTORY:
-                    pending.append((child, number))
-                elif child.nlink > 1:
-                    self._links[child.number] = number
-                self._inode(child, number, self._attach(copied, entry, Dentry(number, child.kind)))
-            self._finish_directory(directory, copied)
-        self._flush()
-        return root
-
-    @staticmethod
-    def _attach(parent: int, entry: bytes, dentry: Dentry) -> Step:
-        def step(tx: MetadataTransaction) -> None:
-            tree.attach(tx, tx.inode(parent), entry, dentry)
-
-        return step
-
-    @staticmethod
-    def _link(parent: int, entry: bytes, number: int) -> Step:
-        def step(tx: MetadataTransaction) -> None:
-            inode = tx.inode(number)
-            tree.add_link(tx, inode)
-            tree.attach(tx, tx.inode(parent), entry, Dentry(number, inode.kind))
-
-        return step
-
-    def _finish_directory(self, source: Inode, number: int) -> None:
-        """Its own object, and the times that its children changed."""
-        if source.object_inode:
-            owned = self._volume.new_id()
-
-            def own(tx: MetadataTransaction) -> None:
-                inode = tx.inode(number)
-                tree.own_object(tx, inode, owned)
-
-            self._inode(self._reader.inode(source.object_inode), owned, own)
-
-        def times(tx: MetadataTransaction) -> None:
-            inode = tx.inode(number)
-            inode.atime_ns, inode.mtime_ns = source.atime_ns, source.mtime_ns
-            tx.dirty(inode)
-
-        self._later(times)
-
-    def _inode(self, source: Inode, number: int, hang: Step) -> None:
-        """Everything of an inode. `hang` gives it its place in the same transaction, so that it can always be found."""
-        reader, old = self._reader, source.number
-        rows = [(key_u64(b"Y", number) + key[9:], raw) for key, raw in reader.scan(*prefix_range(key_u64(b"Y", old)))]
-        for flag, table in ((Inode.HAS_METADATA, b"M"), (Inode.INLINE, b"N")):
-            raw = reader.get(key_u64(table, old)) if source.flags & flag else None
-            if raw is not None:
-                rows.append((key_u64(table, number), raw))
-        is_directory = source.kind == Kind.DIRECTORY
-
-        def step(tx: MetadataTransaction) -> None:
-            inode = Inode(
-                number, source.kind, mode=source.mode, uid=source.uid, gid=source.gid, now_ns=tx.now_ns, bucket=self._bucket,
-                rdev=0 if is_directory else source.rdev,
-            )  # fmt: skip
-            inode.atime_ns, inode.mtime_ns = source.atime_ns, source.mtime_ns
-            inode.flags = source.flags & ~(Inode.READ_ONLY | Inode.SEVERAL_NAMES)
-            inode.nlink = 2 if is_directory else 1
-            objects.copy_etag(source, inode)
-            tx.add_inode(inode)
-            for key, raw in rows:
-                tx.put(key, raw)
-            if source.kind == Kind.FILE:
-                content.set_size(tx, inode, source.size)
-            else:
-                inode.size = source.size
-            hang(tx)
-
-        self._later(step)
-        if is_directory:
-            self.cloned.directories += 1
-            return
-        self.cloned.files += 1
-        self.cloned.size += source.size
-        if source.kind == Kind.FILE and not source.flags & Inode.INLINE:
-            self._slices(old, number)
-
-    def _slices(self, old: int, number: int) -> None:
-        pieces: list[Slice] = []
-
-        def share(pieces: list[Slice]) -> Step:
-            def step(tx: MetadataTransaction) -> None:
-                for piece in pieces:
-                    tx.put_slice(number, piece, moved=True)
-                    tx.reference_extent(piece.extent, 1)
-                evidence.shared(tx, number, old)
-
-            return step
-
-        for key, raw in self._reader.scan(*prefix_range(key_u64(b"S", old))):
-            pieces.append(Slice.unpack(int.from_bytes(key[9:], "big"), raw))
-            if len(pieces) >= SLICES_AT_ONCE:
-                self._later(share(pieces))
-                pieces = []
-        if pieces:
-            self._later(share(pieces))
-
-
 def _clone(
     volume: Volume,
     source: bytes,
     bucket_of: Callable[[InodeReader], int],
     finish: Callable[[MetadataTransaction, Inode], None],
-) -> Cloned:
-    with volume.reading(), volume.snapshot() as reader:
+    *,
+    wait: bool,
+) -> None:
+    session = volume.session.id
+    try:
+        with volume.reading():
+            root = filling.patiently(volume, lambda: _copy_if_file(volume, source, bucket_of))
+        freeze = 0
+        if not root:
+            root, freeze = _begin(volume, source, bucket_of)
+
+        def attach(tx: MetadataTransaction) -> None:
+            inode = tx.inode(root)
+            if freeze and _is_bounded(tx, inode.bucket):
+                quotas.check(tx, {inode.bucket: (1, 1)})
+            finish(tx, inode)
+            tx.delete(key_u64_u64(b"Q", session, root))
+
+        volume.mutate(attach)
+    except BaseException:
+        prune_session(volume, session)
+        raise
+    if wait and freeze:
+        filling.fill_all(volume, freeze)
+
+
+def _is_bounded(reader: InodeReader, bucket: int) -> bool:
+    return quotas.room(reader, bucket) != (quotas.UNLIMITED, quotas.UNLIMITED)
+
+
+def _copy_if_file(volume: Volume, source: bytes, bucket_of: Callable[[InodeReader], int]) -> int:
+    """The number of a copy without a name, held by a Q row; 0 for a directory."""
+    with volume.snapshot() as reader:
         origin = find(reader, source)
-        builder = _Builder(volume, reader, bucket_of(reader))
-        session = volume.session.id
-        try:
-            root = builder.build(origin)
-
-            def attach(tx: MetadataTransaction) -> None:
-                finish(tx, tx.inode(root))
-                tx.delete(key_u64_u64(b"Q", session, root))
-
-            volume.mutate(attach)
-        except BaseException:
-            prune_session(volume, session)
-            raise
-    return builder.cloned
+        bucket = bucket_of(reader)
+        return 0 if origin.kind == Kind.DIRECTORY else filling.copy_file(volume, reader, origin, bucket)
 
 
-def clone(volume: Volume, source: bytes, target: bytes) -> Cloned:
+def _begin(volume: Volume, source: bytes, bucket_of: Callable[[InodeReader], int]) -> tuple[int, int]:
+    """The root of a clone of a directory as it is now, without a name, held by a Q row; and what it is filled from."""
+    root, session = volume.new_id(), volume.session.id
+
+    def begin(tx: MetadataTransaction) -> tuple[int, bool, list[int]]:
+        origin = find(tx, source)
+        bucket = bucket_of(tx) or root
+        before = frozen.filling_bucket(tx, origin.bucket)
+        if before:
+            return 0, False, before
+        freeze = frozen.begin(tx, origin.number, bucket)
+        state = filling.FrozenReader(tx.kv, freeze)
+        with tx.filling():
+            filling.Filler(tx, freeze, state, checked=True).copy_directory(state.inode(origin.number), root, bucket)
+        frozen.end_if_unused(tx, freeze)
+        tx.put(key_u64_u64(b"Q", session, root), b"")
+        return freeze, _is_bounded(tx, bucket), []
+
+    while True:
+        freeze, is_bounded, before = filling.patiently(volume, lambda: volume.mutate(begin))
+        for unfinished in before:
+            filling.fill_all(volume, unfinished)
+        if freeze:
+            break
+    if is_bounded:
+        filling.fill_all(volume, freeze, checked=True)
+    return root, freeze
+
+
+def clone(volume: Volume, source: bytes, target: bytes, *, wait: bool = False) -> None:
     """Make `target` (BUCKET/..., or a new BUCKET for a directory) a clone of `source`. It must not exist, its parent must.
 
+    However much a directory holds, this takes the same time, unless quotas are set: then it is filled before it appears. `wait`: until it is filled.
     Raises `NotFound`, `Exists`, `NotADirectory`, `ReadOnlyBucket`, `InvalidBucketName`, `InvalidArgument` or `NoSpace`.
     """
     parts = components(target)
@@ -286,7 +181,7 @@ def clone(volume: Volume, source: bytes, target: bytes) -> Cloned:
             tx.dirty(root)
         tree.attach(tx, parent, mount_names.entry_of_name(root.kind, name), Dentry(root.number, root.kind))
 
-    return _clone(volume, source, bucket_of, finish)
+    _clone(volume, source, bucket_of, finish, wait=wait)
 
 
 def _check_free(reader: InodeReader, parent: int, name: bytes) -> None:
@@ -351,8 +246,8 @@ def snapshot_name(path: bytes, name: str | None) -> str:
     return full
 
 
-def create_snapshot(volume: Volume, path: bytes, name: str | None) -> tuple[str, Cloned]:
-    """A read-only bucket that shows what `path` (a bucket or directory) holds now; its name and content.
+def create_snapshot(volume: Volume, path: bytes, name: str | None, *, wait: bool = False) -> str:
+    """A read-only bucket that shows what `path` (a bucket or directory) holds now; its name.
 
     Raises what `clone` raises.
     """
@@ -372,7 +267,8 @@ def create_snapshot(volume: Volume, path: bytes, name: str | None) -> tuple[str,
         root.flags |= Inode.READ_ONLY
         tx.dirty(root)
 
-    return full, _clone(volume, path, bucket_of, finish)
+    _clone(volume, path, bucket_of, finish, wait=wait)
+    return full
 
 
 def snapshots(reader: InodeReader, path: bytes | None) -> list[tuple[str, BucketRow]]:
@@ -422,7 +318,7 @@ def prune_session(volume: Volume, session: int) -> None:
         root = int.from_bytes(key[9:], "big")
 
         def prune(tx: MetadataTransaction, root: int = root, key: bytes = key) -> None:
-            if not tx.has_inode(root) or _prune(tx, root, STEPS_AT_ONCE):
+            if not tx.has_inode(root) or _prune(tx, root, ENTRIES_PRUNED_AT_ONCE):
                 tx.delete(key)
 
         volume.mutate(prune, frees=True)
@@ -439,6 +335,7 @@ def _prune(tx: MetadataTransaction, root: int, limit: int) -> bool:
     while left > 0:
         number, name = chain[-1]
         directory = tx.inode(number)
+        frozen.stop_waiting(tx, number)  # what it has not got yet it need not get
         children: list[tuple[bytes, Dentry]] = []
         for entry, dentry in tree.scan_dentries(tx, number):
             children.append((entry, dentry))
@@ -449,7 +346,10 @@ def _prune(tx: MetadataTransaction, root: int, limit: int) -> bool:
                 chain.append((dentry.inode, entry))
                 break
             tree.detach(tx, directory, entry, dentry)
-            tree.drop_link(tx, tx.inode(dentry.inode))
+            inode = tx.inode(dentry.inode)
+            if not inode.parent:
+                inode.nlink = 1  # the other links would have been filled in
+            tree.drop_link(tx, inode)
             left -= 1
         if children:
             continue

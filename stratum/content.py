@@ -13,11 +13,20 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stratum import copies, evidence, stored_extents
+from stratum import copies, evidence, frozen, stored_extents
 from stratum.blocks import checksum, verified
 from stratum.errors import DataDamaged, NotFound, TierUnavailable
 from stratum.read_ahead import ReadAhead
-from stratum.schema import ELSEWHERE_SEGMENT, STORED_SEGMENT, Inode, Kind, Slice, key_u64, prefix_range
+from stratum.schema import (
+    ELSEWHERE_SEGMENT,
+    ETAG_PARTS_VERSIONED,
+    STORED_SEGMENT,
+    Inode,
+    Kind,
+    Slice,
+    key_u64,
+    prefix_range,
+)
 from stratum.transaction import SLICES_FREED_AT_ONCE_MAX
 
 if TYPE_CHECKING:
@@ -64,6 +73,14 @@ def set_size(tx: MetadataTransaction, inode: Inode, size: int) -> None:
     tx.usage(inode.bucket, 0, size - inode.size)
     inode.size = size
     tx.dirty(inode)
+
+
+def copy_etag(source: Inode, target: Inode) -> None:
+    """Equal bytes, equal ETag: the counter form of a file that the mount wrote becomes a plain value."""
+    if source.kind == Kind.FILE and source.etag_parts == ETAG_PARTS_VERSIONED:
+        target.etag, target.etag_parts = bytes.fromhex(source.etag_text.split("-")[0]), 1
+    else:
+        target.etag, target.etag_parts = source.etag, source.etag_parts
 
 
 def put_new(tx: MetadataTransaction, inode: Inode, new: NewContent) -> None:
@@ -119,6 +136,8 @@ def free_inode(tx: MetadataTransaction, inode: Inode) -> None:
         evidence.forget(tx, number)
         if not tx.free_slices(number, SLICES_FREED_AT_ONCE_MAX):
             tx.put(key_u64(b"W", number), b"")
+    elif inode.kind == Kind.DIRECTORY:
+        frozen.stop_waiting(tx, number)
     tx.remove_inode(number)
 
 

@@ -250,3 +250,15 @@ class NotImplementedYet(StratumError):
 
 class TryAgain(StratumError):
     """What was prepared outside the transaction no longer fits what is there; the caller prepares again. Internal."""
+
+
+class StillFilling(StratumError):
+    """A directory of a young clone has not got yet what is asked for; whoever may wait fills it and asks again (filling.py)."""
+
+    def __init__(self, directory: int, entry: bytes = b"") -> None:
+        super().__init__(
+            f"directory {directory:#x} belongs to a clone that is still being filled; try again", directory=directory
+        )
+        self.directory = directory
+        self.entry = entry
+        """The one that is asked for; empty: all of them, in their order."""

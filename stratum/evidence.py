@@ -64,11 +64,11 @@ def wrote(tx: MetadataTransaction, inode: int) -> None:
         put(tx, inode, row, before)
 
 
-def shared(tx: MetadataTransaction, target: int, source: int) -> None:
-    """`target` shows bytes of `source` now, wherever they lie."""
+def shared(tx: MetadataTransaction, target: int, source: int, tier_if_gone: Tier = Tier.HOT) -> None:
+    """`target` shows bytes of `source` now, wherever they lie; of a source that is gone the caller says in which tier."""
     before, origin = get(tx, target), get(tx, source)
     now_s = tx.now_ns // 1_000_000_000
-    tier = Tier(origin.tier) if origin is not None else Tier.HOT
+    tier = Tier(origin.tier) if origin is not None else tier_if_gone
     if before is None:
         put(tx, target, AccessRow(tier, now_s, now_s, last_write_s=now_s), None)
     else:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from stratum import (
     buckets,
     content,
+    filling,
+    frozen,
     fsck_names,
     fsck_repairs,
     fsck_tiers,
@@ -26,7 +28,7 @@ from stratum import (
     stored_extents,
     tree,
 )
-from stratum.errors import Busy, DataDamaged, NotFound
+from stratum.errors import Busy, DataDamaged, NotFound, StratumError
 from stratum.log import get_logger
 from stratum.multipart import scan_all_parts
 from stratum.schema import (
@@ -89,6 +91,8 @@ class _Checker:
         self.misnamed: set[int] = set()
         self.named: set[int] = set()
         self.held_trees: set[int] = set()
+        self.unfilled = {number for number, _ in frozen.scan_waiting(reader, 1 << 62)}
+        """Directories of clones that could not be filled: they do not hold yet what they count."""
 
     def found(self, kind: str, thing: str, what: str, repair: Repair | None = None) -> None:
         self.findings.append((Finding(kind, thing, what), repair))
@@ -210,6 +214,8 @@ class _Checker:
             inode = self.inodes[number]
             live = self.live_files[number] + live_directories[number]
             counted = (self.entries[number], live, 2 + self.subdirectories[number])
+            if number in self.unfilled:
+                counted = (inode.entries, inode.live, inode.nlink)
             if (inode.entries, inode.live, inode.nlink) != counted:
                 self.found(
                     "directory-counts", f"directory {number:#x}", f"has {inode.entries} entries, {inode.live} live, {inode.nlink} links; counted {counted}",
@@ -250,7 +256,7 @@ class _Checker:
             if number in reached or number in parts or number in self.held_trees:
                 continue
             links = self.links[number]
-            if inode.kind != Kind.DIRECTORY and links and inode.nlink != links:
+            if inode.kind != Kind.DIRECTORY and links and inode.nlink != links and not self.unfilled:
                 self.found(
                     "link-count",
                     f"inode {number:#x}",
@@ -496,6 +502,10 @@ def check(volume: Volume, *, repair: bool = False, data: bool = True, seen: Seen
             raise Busy(f"--repair wants the volume alone, but {', '.join(others)} has it open; stop it first")
         housekeeping.recover(volume)
     done: list[Finding] = []
+    try:
+        filling.fill_all(volume)
+    except StratumError as error:
+        done.append(Finding("unfilled-clone", "a clone", f"cannot be filled with what it shows: {error.message}"))
     tried: set[tuple[str, str]] = set()
     while True:
         found = _examine(volume, data=data, seen=seen)
@@ -525,6 +535,7 @@ def check(volume: Volume, *, repair: bool = False, data: bool = True, seen: Seen
 
 def _examine(volume: Volume, *, data: bool, seen: Seen | None) -> list[tuple[Finding, Repair | None]]:
     with volume.reading(), volume.snapshot() as reader:
+        reader.see_rows_only()
         checker = _Checker(volume, reader)
         checker.check_tree(reader)
         checker.check_extents(reader)

@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from stratum import clones, packs, tree
+from stratum import clones, filling, packs, tree
 from stratum.acknowledge import fence
 from stratum.compaction import Compactor
 from stratum.errors import StratumError
@@ -40,6 +40,7 @@ log = get_logger("housekeeping")
 INTERVAL_S = 1.0
 SWEEP_ROUNDS = 300
 BATCH_EXTENTS = 128
+LOOKED_AT_ONCE = 4096
 
 
 class Housekeeper:
@@ -61,6 +62,7 @@ class Housekeeper:
         fd = os.open(self._volume.meta / "housekeeping.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         rounds = 0
         mover, compactor = Mover(self._volume), Compactor(self._volume)
+        clones = filling.Background(self._volume, lambda: self._ending)
         try:
             while not self._ending:
                 try:
@@ -68,6 +70,7 @@ class Housekeeper:
                     run_once(self._volume, sweep=rounds % SWEEP_ROUNDS == 0)
                     mover.run()
                     compactor.run()
+                    clones.run()
                     rounds += 1
                 except BlockingIOError:
                     pass
@@ -85,8 +88,9 @@ def run_once(volume: Volume, *, sweep: bool = True) -> None:
     volume.store.check_readers()
     recovered = recover(volume)
     free_waiting_inodes(volume)
-    while reclaim(volume):
-        pass
+    start: bytes | None = b"F"
+    while start is not None:
+        start = reclaim(volume, start)
     while give_back(volume):
         pass
     if sweep or recovered:
@@ -173,43 +177,47 @@ def free_waiting_inodes(volume: Volume) -> None:
         volume.mutate(free, frees=True)
 
 
-def reclaim(volume: Volume) -> bool:
-    """Give back the bytes of freed extents that no reader can see any more; True if there may be more."""
+def reclaim(volume: Volume, start: bytes = b"F") -> bytes | None:
+    """Give back the bytes of freed extents that no reader can see any more, and no clone waits for; where to go on, None at the end."""
     newest = volume.store.last_id()  # before the slots are looked at: see stratum/sessions.py
     live = {session: int(str(row["slot"])) for session, row in volume.session.rows().items()}
     oldest = volume.session.oldest_read(live, newest)
     extents: dict[int, int] = {}
+    keys: list[bytes] = []
+    following = None
     with volume.snapshot() as reader:
-        for key, raw in reader.scan(b"F", key_u64_u64(b"F", oldest + 1, 0)):
-            extents[split_u64_u64(key)[1]] = unpack_u64(raw)[0] if raw else 1
-            if len(extents) >= BATCH_EXTENTS:
+        wanted = filling.Wanted(reader)
+        for looked, (key, raw) in enumerate(reader.scan(start, key_u64_u64(b"F", oldest + 1, 0))):
+            if len(keys) >= BATCH_EXTENTS or looked >= LOOKED_AT_ONCE:
+                following = key
                 break
+            number = split_u64_u64(key)[1]
+            if not wanted.wants(number):
+                extents[number] = unpack_u64(raw)[0] if raw else 1
+                keys.append(key)
         rows = {number: reader.extent(number)[0] for number in extents if reader.get(key_u64(b"X", number)) is not None}
     # A clone of an older state may have taken an extent up again; its guard kept it out of reach until that was committed.
     rows = {number: row for number, row in rows.items() if (row.references, row.generation) == (0, extents[number])}
-    if not extents:
-        return False
+    if not keys:
+        return following
     segments: set[int] = set()
     for row in rows.values():
         if row.segment in {STORED_SEGMENT, ELSEWHERE_SEGMENT}:
             continue
         volume.segments.free(row.segment, row.offset, row.length, whole=False)
         segments.add(row.segment)
-    freed = set(extents)
 
     def forget(tx: MetadataTransaction) -> None:
-        for key, _ in list(tx.scan(b"F", key_u64_u64(b"F", oldest + 1, 0))):
-            number = split_u64_u64(key)[1]
-            if number in freed:
-                tx.delete(key)
-                if number in rows:
-                    packs.forget_extent(tx, number, volume.config.cold_delete_after_s)
-                    tx.remove_extent(number)
+        for key in keys:
+            tx.delete(key)
+        for number in rows:
+            packs.forget_extent(tx, number, volume.config.cold_delete_after_s)
+            tx.remove_extent(number)
 
     volume.mutate(forget, frees=True)
     for segment in segments:
         remove_empty_segment(volume, segment)
-    return len(extents) >= BATCH_EXTENTS
+    return following
 
 
 def give_back(volume: Volume) -> bool:

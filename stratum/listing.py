@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stratum import content, longkeys, storage_classes
+from stratum import content, filling, frozen, longkeys, storage_classes
 from stratum.kv.contract import prefix_end
 from stratum.schema import LISTED_STRUCT, Inode, etag_text, key_u64, pack_u64
 
@@ -184,7 +184,7 @@ class _Walker:
             return
         slash = inside.find(b"/")
         wanted = inside if slash < 0 else inside[: slash + 1]
-        while slash < 0:
+        while slash < 0 and frozen.waiting(self._reader, number) is None:
             # Pages of plain files are taken whole; whatever is not that simple goes row by row.
             rows = longkeys.page(self._reader.kv, b"D", number, first, wanted, self._batch_rows)
             if rows is None:
@@ -204,7 +204,7 @@ class _Walker:
     ) -> Iterator[_Step]:
         prefix = self._prefix
         batch: list[Row] = []
-        for entry, raw in longkeys.scan(self._reader.kv, b"D", number, first, wanted):
+        for entry, raw in filling.entries(self._reader, number, first, wanted):
             kind = raw[8]
             if kind == 1:
                 if files:

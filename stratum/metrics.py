@@ -114,6 +114,7 @@ GATHERED = {
     "stratum_repair_queue": "packs that wait to be repaired",
     "stratum_move_queue": "moves somebody asked for",
     "stratum_reclaim_queue": "extents nothing refers to, whose bytes will be given back",
+    "stratum_clone_queue": "directories of clones that wait for what they show; those below them are not counted yet",
     "stratum_changes_unread": "changes that a mount has not dropped from its cache yet",
     "stratum_pressure_level": "0 ok, 1 low, 2 high, 3 emergency",
     "stratum_scrub_running": "1 while a pass is under way",

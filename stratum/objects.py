@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stratum import access_lists, buckets, content, hints, tree
 from stratum.errors import InvalidArgument, NoSuchKey, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions, check_copy_source, check_read, check_write
-from stratum.schema import ETAG_PARTS_VERSIONED, Dentry, Inode, Kind, ObjectMetadata, key_u64
+from stratum.schema import Dentry, Inode, Kind, ObjectMetadata, key_u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,14 +164,6 @@ def put(tx: MetadataTransaction, request: PutRequest, new: NewContent) -> Inode:
     return place(tx, bucket, request.key, fill)
 
 
-def copy_etag(source: Inode, target: Inode) -> None:
-    """Equal bytes, equal ETag: the counter form of a file that the mount wrote becomes a plain value."""
-    if source.kind == Kind.FILE and source.etag_parts == ETAG_PARTS_VERSIONED:
-        target.etag, target.etag_parts = bytes.fromhex(source.etag_text.split("-")[0]), 1
-    else:
-        target.etag, target.etag_parts = source.etag, source.etag_parts
-
-
 @dataclass(slots=True)
 class CopyRequest:
     """`metadata` and `tags` None keep the source's. `owner` and `acl` are always the copier's."""
@@ -220,7 +212,7 @@ def copy(tx: MetadataTransaction, request: CopyRequest) -> Inode:
         if source.kind == Kind.DIRECTORY:
             inode.etag, inode.etag_parts = content.EMPTY_MD5, 0
         else:
-            copy_etag(source, inode)
+            content.copy_etag(source, inode)
         set_metadata(tx, inode, metadata)
 
     return place(tx, bucket, request.key, fill)

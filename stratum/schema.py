@@ -29,6 +29,14 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     Y inode, name                -> an extended attribute
     Z session                    -> JSON {role, pid, started_ns, slot, kept, fenced}: a process that has the volume open, or will
 
+Tables of clones that are still being filled (frozen.py).
+
+    e freeze, key                -> 0x01 and the row of that key when the freeze began; 0x00: there was none
+    k inode                      -> freeze, inode, entry: a directory that waits for the entries behind this one of a frozen directory
+    w freeze                     -> the clone's bucket inode, the directory that is cloned, how many directories wait for it
+    x freeze, inode              -> inode: the copy of a file that has several names in the frozen tree
+    y inode, entry               -> empty: an entry that came before its turn (long ones are split, see longkeys)
+
 Tables of the tiers. A *pack* is an immutable container of whole extents, the unit that lies in the warm or the cold tier.
 
     a inode                      -> AccessRow: evidence about a file with extents
@@ -36,7 +44,7 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     c extent, tier               -> CopyRow: a verified copy of the extent in a pack
     d disk                       -> JSON DiskRow: a folder of the warm tier
     f inode                      -> empty: a file that may lie in many pieces (not of the tiers; see compaction)
-    g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log; `gbuckets` differs when a B row does (inventory.py)
+    g name                       -> JSON: settings and cursors: of the tiers, of health, of the last backup, of the audit log; `gfrozen` counts freezes; `gbuckets` differs when a B row does (inventory.py)
     h pack                       -> JSON {why}: a pack whose shards want repair
     i inode, digest of the rest  -> directory, entry: a name of an inode that has several (not of the tiers; see names.py)
     j inode, time ns             -> JSON: a decision or move, for `stratum explain`
@@ -77,9 +85,11 @@ from typing import Any
 from stratum.kv.contract import prefix_end
 
 ROOT_INODE = 1
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """1: until 0.1. 2: quotas, limits and the audit log, which a program of format 1 would pass over; buckets say whether reads are audited.
-3: the store has a journal, without which it may not be whole. 4: inodes tell their names."""
+3: the store has a journal, without which it may not be whole. 4: inodes tell their names. 5: directories of clones may wait for
+what they hold, and changed rows be kept for them."""
+NAMES_FORMAT = 4
 UPGRADING = 1 << 32
 """Added to the format that an unfinished upgrade leads to: no program opens such a volume."""
 ETAG_PARTS_VERSIONED = 0xFFFF

@@ -10,9 +10,10 @@ Invariants
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from stratum import evidence, packs, quotas
+from stratum import evidence, frozen, packs, quotas
 from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
@@ -44,10 +45,24 @@ SLICES_FREED_AT_ONCE_MAX = 1024
 class InodeReader:
     """Typed reads over any snapshot."""
 
+    may_change = False
+
     def __init__(self, kv: Snapshot) -> None:
         self.kv = kv
         self.get = kv.get
         self.id = kv.id
+        self._any_frozen: bool | None = None
+
+    @property
+    def any_frozen(self) -> bool:
+        """Whether a clone may still be being filled (frozen.py)."""
+        if self._any_frozen is None:
+            self._any_frozen = self.get(frozen.ACTIVE) is not None
+        return self._any_frozen
+
+    def see_rows_only(self) -> None:
+        """Show directories of clones as they are, without what they still wait for."""
+        self._any_frozen = False
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         return self.kv.get_many(keys)
@@ -110,9 +125,16 @@ class InodeReader:
 class MetadataTransaction(InodeReader):
     """One batch of mutations. Made by the committer only."""
 
+    may_change = True
+
     def __init__(self, kv: Transaction, session: int, new_id: Callable[[], int]) -> None:
         super().__init__(kv)
-        self._kv = kv
+        self._plain = kv
+        self._kv: Transaction | frozen.Preserving = kv
+        newest, active = frozen.active(kv)
+        self._any_frozen = newest > 0
+        if active:
+            self.preserve(newest)
         self.session = session
         self.new_id = new_id
         self.now_ns = time.time_ns()
@@ -141,8 +163,22 @@ class MetadataTransaction(InodeReader):
         self.writes += 1
         return self._kv.delete(key)
 
+    def preserve(self, newest: int) -> None:
+        """From now on keep what changed rows were, for this freeze."""
+        self._any_frozen = True
+        self._kv = frozen.Preserving(self._plain, newest)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While rows of a clone are put, of which no frozen state knows."""
+        before, self._kv = self._kv, self._plain
+        try:
+            yield
+        finally:
+            self._kv = before
+
     def flush(self) -> None:
-        """Write what the caches hold. The committer calls it once, last."""
+        """Write what the caches hold. The committer calls it last, a freeze in between."""
         put = self._kv.put
         for number in self._written:
             if self.has_inode(number):
@@ -193,12 +229,15 @@ class MetadataTransaction(InodeReader):
         self._dirty.discard(number)
         self.delete(key_u64(b"I", number))
 
-    def usage(self, bucket: int, objects: int, size: int) -> None:
+    def usage(self, bucket: int, objects: int, size: int, *, checked: bool = True) -> None:
+        """`checked`: quotas are asked about it."""
         if objects or size:
             self.writes += 1
             entry = self._usage.setdefault(bucket, [0, 0])
             entry[0] += objects
             entry[1] += size
+            if not checked:
+                return
             before = self._growth.get(bucket, (0, 0))
             self._growth[bucket] = (before[0] + objects, before[1] + size)
 

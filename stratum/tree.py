@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from stratum import content, longkeys, names
+from stratum import content, filling, longkeys, names
 from stratum.errors import InvalidName, KeyTooLong, NotFound, ReadOnlyBucket, TooManyLinks
 from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64_u64
 
@@ -45,15 +45,21 @@ def split_key(key: bytes) -> tuple[list[bytes], bytes]:
 
 
 def get_dentry(reader: InodeReader, directory: int, entry: bytes) -> Dentry | None:
+    """Raises `StillFilling`, in a reader, for one that a young clone has not got yet."""
     raw = longkeys.get(reader, b"D", directory, entry)
+    if raw is None and reader.any_frozen:
+        raw = filling.missing(reader, directory, entry)
     return None if raw is None else Dentry.unpack(raw)
 
 
 def scan_dentries(
     reader: InodeReader, directory: int, start: bytes = b"", prefix: bytes = b""
 ) -> Iterator[tuple[bytes, Dentry]]:
-    """Entries from `start` on in S3 order. Stop consuming before the map changes."""
-    for entry, raw in longkeys.scan(reader, b"D", directory, start, prefix):
+    """Entries from `start` on in S3 order. Stop consuming before the map changes.
+
+    Raises `StillFilling` where a young clone has no more of them yet.
+    """
+    for entry, raw in filling.entries(reader, directory, start, prefix):
         yield entry, Dentry.unpack(raw)
 
 

@@ -61,7 +61,12 @@ def _from_3(tx: LmdbTransaction, cursor: bytes) -> bytes | None:
     return names.index_page(tx, cursor, ROWS_AT_ONCE)
 
 
-STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(_tx: LmdbTransaction, _cursor: bytes) -> bytes | None:
+    """Clones may be filled after they were made. No row changes."""
+    return None
+
+
+STEPS: dict[int, Callable[[LmdbTransaction, bytes], bytes | None]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
 """By the format they begin with. A step is called with where the last call ended, and returns where it ended, or None at the end."""
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
-from stratum import buckets, objects, volume
+from stratum import buckets, filling, objects, volume
 from stratum.content import INLINE_BYTES_MAX, NewContent
 from stratum.identity import Identities
 from stratum.preconditions import NO_CONDITIONS, Conditions
@@ -96,7 +96,8 @@ def put(
 
 
 def get(opened: Volume, key: str | bytes, *, bucket: str = BUCKET) -> bytes:
-    return objects.read_all(opened, bucket, key.encode() if isinstance(key, str) else key)
+    key = key.encode() if isinstance(key, str) else key
+    return filling.patiently(opened, lambda: objects.read_all(opened, bucket, key))
 
 
 def delete(opened: Volume, key: str | bytes, *, bucket: str = BUCKET) -> bool:

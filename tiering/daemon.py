@@ -15,9 +15,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import counting, evidence, housekeeping, packs
+from stratum import counting, evidence, filling, housekeeping, packs
 from stratum.clocks import LeapWatch, come
-from stratum.errors import Busy, StratumError, TierUnavailable
+from stratum.errors import Busy, StillFilling, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import ExtentRow, SegmentRow, key_u64, pack_json, prefix_range, split_u64_u64, unpack_u64
 from stratum.tier_rows import AccessRow, Tier
@@ -186,6 +186,9 @@ class Tierd:
         try:
             found = work()
         except Preempted:
+            return True
+        except StillFilling as error:
+            filling.provide(self._volume, error)
             return True
         except (StratumError, OSError) as error:
             why = getattr(error, "message", str(error))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stratum import buckets, evidence, hints, lifecycle, listing, multipart, objects, packs, tree
+from stratum import buckets, evidence, filling, hints, lifecycle, listing, multipart, objects, packs, tree
 from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteError
 from stratum.errors import NoSuchBucket, NoSuchUpload, ReadOnlyBucket, StratumError
@@ -98,21 +98,29 @@ class LifecycleRunner:
                 except (NoSuchBucket, ReadOnlyBucket):
                     continue
 
+    def _look(
+        self, row: BucketRow, check: Callable[[InodeReader], BucketRow | None], after: bytes, *, with_tags: bool
+    ) -> tuple[listing.Page, dict[bytes, dict[str, str]]] | None:
+        """A page of a bucket and its tags; None if the rules are others meanwhile."""
+        with self._volume.snapshot() as reader:
+            if check(reader) is None:
+                return None
+            page = listing.list_page(reader, row, after=after, limit=PAGE)
+            if not with_tags:
+                return page, {}
+            return page, {key: _tags(reader, tree.find_object(reader, row, key)) for key, _, _, _ in page.objects}
+
     def _walk(self, name: str, row: BucketRow, every_rule: list[Rule], now_s: float) -> Iterator[None]:
         """Ends early if the rules are others meanwhile: it may have made room for hours."""
         after = b""
         rules = [rule for rule in every_rule if rule.enabled]
         check = partial(_bucket_of, name=name, row=row, rules=every_rule)
         while True:
-            with self._volume.snapshot() as reader:
-                if check(reader) is None:
-                    return
-                page = listing.list_page(reader, row, after=after, limit=PAGE)
-                tags = (
-                    {key: _tags(reader, tree.find_object(reader, row, key)) for key, _, _, _ in page.objects}
-                    if lifecycle.wants_tags(rules)
-                    else {}
-                )
+            look = partial(self._look, row=row, check=check, after=after, with_tags=lifecycle.wants_tags(rules))
+            looked = filling.patiently(self._volume, look)
+            if looked is None:
+                return
+            page, tags = looked
             expired, moved = [], []
             for key, size, mtime_ns, etag in page.objects:
                 found = tags.get(key, {})

@@ -26,7 +26,7 @@ from stratum.cold_backends.encrypt import SALT
 from stratum.errors import InvalidArgument, NotFound, TierUnavailable, VolumeInvalid
 from stratum.identity import Identities
 from stratum.log import get_logger
-from stratum.schema import FORMAT_VERSION, pack_u64, unpack_json, unpack_u64
+from stratum.schema import FORMAT_VERSION, NAMES_FORMAT, pack_u64, unpack_json, unpack_u64
 from stratum.tier_rows import VALID, PackRow, Tier
 from stratum.tiering.adopt_shards import Adopted, adopt_shards
 from stratum.tiering.rebuild_files import Builder
@@ -265,7 +265,7 @@ def _restore(
         builder.adopt(found.instance, row)
         if snapshot is not None:
             builder.load(snapshot.rows())
-            if snapshot.format < FORMAT_VERSION:
+            if snapshot.format < NAMES_FORMAT:
                 builder.tell_names()
         for number, pack, moment, told in found.manifests.in_order():
             builder.add_pack(number, pack, told)

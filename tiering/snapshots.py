@@ -16,7 +16,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stratum import cold, manifest, packs
+from stratum import cold, filling, frozen, manifest, packs
 from stratum.clocks import STAMP, by_stamp, come
 from stratum.cold_backends.contract import RemoteError
 from stratum.cold_files import upload
@@ -56,6 +56,8 @@ def _record(key: bytes, value: bytes) -> bytes:
 def rows(volume: Volume, epoch: int, *, with_secrets: bool) -> Iterator[bytes]:
     """The stream before compression. Stored extents (E) come along: their bytes are nowhere else."""
     with volume.snapshot() as reader:
+        if frozen.directories_waiting(reader):
+            raise Busy("a clone was made meanwhile; the snapshot is taken again")
         yield _record(TAKEN_KEY, pack_json({**manifest.moment_now(reader, epoch), "format": FORMAT_VERSION}))
         for key in SETTINGS:
             value = reader.get(key)
@@ -94,6 +96,7 @@ def take(volume: Volume, name: str, *, ending: Callable[[], bool] = lambda: Fals
     Raises `TierUnavailable`, `ForeignRemote`, `NoSpace` for that file, and `Busy` once it is `ending`.
     """
     row, remote = volume.cold.remote(name)
+    filling.fill_all(volume, ending=ending)  # what a clone still waits for would not be in it
     with tempfile.TemporaryFile(dir=volume.meta) as spool:
         compressor = zlib.compressobj(LEVEL)
         try:

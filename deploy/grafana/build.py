@@ -83,7 +83,7 @@ TIERS = (
     ),
     (
         Panel("Pressure", "none", ((now("stratum_pressure_level"), "0 ok, 1 low, 2 high, 3 emergency"),)),
-        Panel("Queues", "short", ((now("stratum_move_queue"), "moves"), (now("stratum_repair_queue"), "repairs"), (now("stratum_reclaim_queue"), "reclaim"))),
+        Panel("Queues", "short", ((now("stratum_move_queue"), "moves"), (now("stratum_repair_queue"), "repairs"), (now("stratum_reclaim_queue"), "reclaim"), (now("stratum_clone_queue"), "directories of clones"))),
         Panel("Packs", "short", ((now("stratum_packs"), "{{tier}} {{state}}"),)),
     ),
     (

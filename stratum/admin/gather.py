@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from stratum import __version__, buckets, counting, health, metrics, packs, warm_disks
+from stratum import __version__, buckets, counting, frozen, health, metrics, packs, warm_disks
 from stratum.counting import number_text
 from stratum.schema import SegmentRow
 from stratum.tier_rows import VALID, Tier
@@ -84,6 +84,7 @@ class Gatherer:
                 ("stratum_repair_queue", {}, len(reader.first_rows(b"h", b"i", ROWS_COUNTED_MAX))),
                 ("stratum_move_queue", {}, len(reader.first_rows(b"m", b"n", ROWS_COUNTED_MAX))),
                 ("stratum_reclaim_queue", {}, len(reader.first_rows(b"F", b"G", ROWS_COUNTED_MAX))),
+                ("stratum_clone_queue", {}, frozen.directories_waiting(reader)),
                 ("stratum_changes_unread", {}, len(reader.first_rows(b"L", b"M", ROWS_COUNTED_MAX))),
             ]
         usage.sort(key=lambda item: -item[2])

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
-    from stratum.clones import Cloned
     from stratum.schema import BucketRow
     from stratum.transaction import MetadataTransaction
 
@@ -378,23 +377,19 @@ def bucket_set(options: Namespace) -> int:
 # -- clones and snapshots -----------------------------------------------------------------------------------------------
 
 
-def _cloned_text(cloned: Cloned) -> str:
-    return f"{cloned.files} files, {cloned.directories} directories, {cloned.size} bytes shared"
-
-
 def clone(options: Namespace) -> int:
     with Volume(options.volume, "clone") as opened:
-        cloned = clones.clone(opened, os.fsencode(options.source), os.fsencode(options.target))
-    document = {"source": options.source, "target": options.target, **asdict(cloned)}
-    return show(options, document, f"cloned {options.source} to {options.target}: {_cloned_text(cloned)}")
+        clones.clone(opened, os.fsencode(options.source), os.fsencode(options.target), wait=options.wait)
+    document = {"source": options.source, "target": options.target}
+    return show(options, document, f"cloned {options.source} to {options.target}")
 
 
 def snapshot_create(options: Namespace) -> int:
     with Volume(options.volume, "snapshot") as opened:
-        bucket, cloned = clones.create_snapshot(opened, os.fsencode(options.path), options.name)
+        bucket = clones.create_snapshot(opened, os.fsencode(options.path), options.name, wait=options.wait)
     name = bucket.partition(clones.SNAPSHOT_MARK)[2]
-    document = {"path": options.path, "name": name, "bucket": bucket, **asdict(cloned)}
-    return show(options, document, f"snapshot {name} of {options.path} is bucket {bucket}: {_cloned_text(cloned)}")
+    document = {"path": options.path, "name": name, "bucket": bucket}
+    return show(options, document, f"snapshot {name} of {options.path} is bucket {bucket}")
 
 
 def snapshot_list(options: Namespace) -> int:

@@ -61,4 +61,5 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.TooManyRequests: COULD_NOT_RUN,
     engine.NotImplementedYet: REFUSED,
     engine.TryAgain: COULD_NOT_RUN,
+    engine.StillFilling: COULD_NOT_RUN,
 }

@@ -9,16 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import __version__
+from stratum import __version__, filling
 from stratum.cli import audit_commands as auditing
 from stratum.cli import backup_commands as saving
 from stratum.cli import commands, disk_commands, tier_commands
 from stratum.cli import operate_commands as operate
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
-from stratum.errors import StratumError
+from stratum.errors import StillFilling, StratumError
 from stratum.kept_mounts import KEEP_S
 from stratum.mountd import SOCKET
 from stratum.processes import become_owner
+from stratum.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +67,14 @@ def _init_arguments(made: argparse.ArgumentParser) -> None:
         "--warm", metavar="DIR", type=Path, action="append", help="a disk of the warm tier; give at least K+M of them"
     )
     made.add_argument("--ec", metavar="K+M", help="shards of the warm tier: any M of its disks may be lost")
+
+
+def _filled_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--wait",
+        action="store_true",
+        help="until its rows are all there; else a directory is filled in when it is asked for, and in the background",
+    )
 
 
 def _remote_arguments(made: argparse.ArgumentParser) -> None:
@@ -371,12 +380,14 @@ def build_parser() -> argparse.ArgumentParser:
     made = command(sub, "clone", "copy a file, directory or bucket without copying its bytes", commands.clone)
     made.add_argument("source", metavar="SRC", help="BUCKET/... as the mount shows it")
     made.add_argument("target", metavar="DST", help="BUCKET/..., or a new BUCKET; must not exist")
+    _filled_argument(made)
     snapshots = group("snapshot", "read-only states of a bucket or directory")
     made = command(
         snapshots, "create", "keep the present state; it becomes a read-only bucket", commands.snapshot_create
     )
     made.add_argument("path", metavar="PATH", help="BUCKET or BUCKET/DIRECTORY")
     made.add_argument("name", metavar="NAME", nargs="?", help="(the time, in UTC)")
+    _filled_argument(made)
     made = command(snapshots, "list", "list snapshots", commands.snapshot_list)
     made.add_argument("path", metavar="PATH", nargs="?", help="only those of BUCKET or BUCKET/DIRECTORY")
     made = command(snapshots, "remove", "remove a snapshot", commands.snapshot_remove)
@@ -433,10 +444,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        code: int = options.run(options)
+        code = _run_patiently(options)
     except StratumError as error:
         return _report(options, type(error).__name__, error.message, TABLE.get(type(error), COULD_NOT_RUN))
     return code
+
+
+def _run_patiently(options: argparse.Namespace) -> int:
+    """Commands look things up before they change or print anything: what a young clone has not got yet is filled in between."""
+    for attempt in range(filling.PATIENCE):
+        try:
+            code: int = options.run(options)
+        except StillFilling as error:
+            with Volume(options.volume, "cli") as opened:
+                filling.provide(opened, error, attempt)
+        else:
+            return code
+    return COULD_NOT_RUN
 
 
 _NAMED = {

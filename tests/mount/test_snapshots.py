@@ -38,7 +38,7 @@ def test_a_clone_is_there_when_the_command_returns(mounted: Server, home: Path, 
     fill(home)
     assert sorted(os.listdir(home)) == ["d"]
     done = stratum("clone", mounted.root, f"{home.name}/d", f"{home.name}/copy", "--json")
-    assert json.loads(done.stdout)["size"] == len(BIG) + 5
+    assert json.loads(done.stdout) == {"source": f"{home.name}/d", "target": f"{home.name}/copy"}
     assert (home / "copy" / "e" / "linked").read_bytes() == BIG
     assert (home / "copy" / "big").stat().st_nlink == 2
     assert s3.get_object(Bucket=home.name, Key="copy/e/small")["Body"].read() == b"small"
@@ -173,3 +173,62 @@ def test_a_user_clones_only_what_it_may_read(home: Path) -> None:
     subprocess.run(words, check=True)
     assert target.read_bytes() == BIG
     assert stat.S_IMODE(target.stat().st_mode) == 0o777
+
+
+def test_a_young_clone_is_whole_from_the_first_look(mounted: Server, home: Path, s3: Any) -> None:
+    """Each look is the first at a clone of its own, while the source changes."""
+    wanted = {f"{folder}/{number:03}": f"{folder}/{number}".encode() for folder in "abc" for number in range(150)}
+    for name, data in wanted.items():
+        s3.put_object(Bucket=home.name, Key=f"d/{name}", Body=data)
+    os.link(home / "d" / "a" / "000", home / "d" / "b" / "linked")
+    wanted["b/linked"] = wanted["a/000"]
+    copies = iter(range(100))
+    changed = iter(list(wanted))
+
+    def young() -> Path:
+        name = f"copy{next(copies)}"
+        stratum("clone", mounted.root, f"{home.name}/d", f"{home.name}/{name}")
+        gone = home / "d" / next(changed)
+        gone.write_bytes(b"later")
+        gone.rename(gone.with_name(f"moved-{name}"))
+        return home / name
+
+    def restore(copy: Path) -> None:
+        """The next clone is of what the first was of."""
+        subprocess.run(["rm", "-r", home / "d"], check=True)
+        copy.rename(home / "d")
+
+    def walked(copy: Path) -> dict[str, bytes]:
+        return {str(file.relative_to(copy)): file.read_bytes() for file in sorted(copy.rglob("*")) if not file.is_dir()}
+
+    copy = young()
+    assert walked(copy) == wanted
+    restore(copy)
+    copy = young()
+    pages = s3.get_paginator("list_objects_v2").paginate(
+        Bucket=home.name, Prefix=f"{copy.name}/", PaginationConfig={"PageSize": 100}
+    )
+    assert [item["Key"] for page in pages for item in page["Contents"]] == sorted(
+        f"{copy.name}/{name}" for name in wanted
+    )
+    restore(copy)
+    copy = young()
+    assert (copy / "b" / "linked").stat().st_nlink == 2
+    (copy / "a" / "000").write_bytes(b"through the other name")
+    assert (copy / "b" / "linked").read_bytes() == b"through the other name"
+    (copy / "a" / "000").write_bytes(wanted["a/000"])
+    restore(copy)
+    copy = young()
+    (copy / "c" / "140").unlink()
+    (copy / "c" / "new").write_bytes(b"new")
+    (copy / "b").rename(copy / "c" / "b")
+    s3.put_object(Bucket=home.name, Key=f"{copy.name}/a/007", Body=b"put")
+    assert not (copy / "a" / "none").exists()
+    with pytest.raises(OSError, match="not empty"):
+        (copy / "a").rmdir()
+    now = {name.replace("b/", "c/b/"): data for name, data in wanted.items()} | {"c/new": b"new", "a/007": b"put"}
+    del now["c/140"]
+    assert walked(copy) == now
+    assert {name: s3.get_object(Bucket=home.name, Key=f"{copy.name}/{name}")["Body"].read() for name in now} == now
+    subprocess.run(["rm", "-r", copy], check=True)
+    assert not copy.exists()
