@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-import itertools
 import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -99,14 +98,15 @@ def handler(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
 
 async def _filled(mount: Base, work: Callable[[], Coroutine[Any, Any, T]], wanted: StillFilling | None = None) -> T:
     """What a handler does, once it finds what a young clone has not got yet."""
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         try:
             if wanted is not None:
                 await mount.provide(wanted, attempt)
+                attempt += 1
             return await work()
         except StillFilling as error:
             wanted = error
-    raise AssertionError("itertools.count ends")
 
 
 async def _audited(auditor: Auditor, operation: str, told: dict[str, Any], work: Coroutine[Any, Any, T]) -> T:

@@ -18,14 +18,12 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
 
-from stratum import filling, housekeeping, mount_names, tree
+from stratum import filling, housekeeping, mount_names
 from stratum.acknowledge import mount_rows, tell_mount_row
 from stratum.errors import Busy, UnfinishedMount
 from stratum.log import get_logger
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stratum.fuse.operations import Operations
-    from stratum.schema import Dentry
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -159,16 +156,11 @@ def _drop_known(volume: Volume, operations: Operations, known: list[int]) -> Non
     for parent in known:
         at = b""
         while True:
-            rows = filling.patiently(volume, partial(_rows, volume, parent, at))
+            rows = filling.page(volume, parent, at, ROWS_AT_ONCE)
             _drop(operations, {(parent, entry.removesuffix(b"/")) for entry, row in rows if row.inode in inodes})
             if len(rows) < ROWS_AT_ONCE:
                 break
             at = rows[-1][0]
-
-
-def _rows(volume: Volume, parent: int, at: bytes) -> list[tuple[bytes, Dentry]]:
-    with volume.snapshot() as reader:
-        return list(islice(tree.scan_dentries(reader, parent, at), ROWS_AT_ONCE))
 
 
 def _drop(operations: Operations, names: Iterable[tuple[int, bytes]]) -> None:

@@ -317,7 +317,8 @@ class Application:
                 context.reader = None
             else:
                 found = None
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
                 if found is None:
                     if request.has_body and exchange.operation not in _IN_LOOP and not context.document:
@@ -329,7 +330,7 @@ class Application:
                     raise  # its body is gone; the client sends it again
                 found = None
                 await waits.in_thread(filling.provide, volume, error, attempt)
-        raise AssertionError("itertools.count ends")
+                attempt += 1
 
     async def _send(
         self, answer: Answer, scope: dict[str, Any], receive: Receive, send: Send, exchange: Exchange

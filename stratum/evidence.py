@@ -23,6 +23,8 @@ from stratum.schema import key_u64, prefix_range
 from stratum.tier_rows import AccessRow, MoveRow, Tier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stratum.config import Config
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
@@ -64,11 +66,13 @@ def wrote(tx: MetadataTransaction, inode: int) -> None:
         put(tx, inode, row, before)
 
 
-def shared(tx: MetadataTransaction, target: int, source: int, tier_if_gone: Tier = Tier.HOT) -> None:
+def shared(
+    tx: MetadataTransaction, target: int, source: int, tier_if_gone: Callable[[], Tier] = lambda: Tier.HOT
+) -> None:
     """`target` shows bytes of `source` now, wherever they lie; of a source that is gone the caller says in which tier."""
     before, origin = get(tx, target), get(tx, source)
     now_s = tx.now_ns // 1_000_000_000
-    tier = Tier(origin.tier) if origin is not None else tier_if_gone
+    tier = Tier(origin.tier) if origin is not None else tier_if_gone()
     if before is None:
         put(tx, target, AccessRow(tier, now_s, now_s, last_write_s=now_s), None)
     else:

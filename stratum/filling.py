@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from stratum import content, evidence, frozen, longkeys, names, packs
 from stratum.errors import NoSpace, StillFilling
 from stratum.log import get_logger
-from stratum.schema import Dentry, Inode, Kind, Slice, key_u64, key_u64_u64, prefix_range
+from stratum.schema import LINKS_MAX, Dentry, Inode, Kind, Slice, key_u64, key_u64_u64, prefix_range
 from stratum.tier_rows import Tier
 from stratum.transaction import InodeReader
 
@@ -37,7 +37,6 @@ log = get_logger("filling")
 
 ENTRIES_AT_ONCE = 128
 SLICES_AT_ONCE = 256
-LINKS_LOOKED_AT_MAX = 65000
 FILL_S = 10.0
 """Of the housekeeper's round: a clone of millions of files takes minutes, and dead sessions and the change log wait for the same thread."""
 BACKGROUND_SHARE = 0.5
@@ -153,6 +152,17 @@ def patiently(volume: Volume, function: Callable[[], T]) -> T:
     return function()
 
 
+def page(volume: Volume, directory: int, start: bytes, limit: int) -> list[tuple[bytes, Dentry]]:
+    """The first `limit` entries from `start` on."""
+
+    def look() -> list[tuple[bytes, Dentry]]:
+        with volume.snapshot() as reader:
+            rows = islice(entries(reader, directory, start), limit)
+            return [(entry, Dentry.unpack(raw)) for entry, raw in rows]
+
+    return patiently(volume, look)
+
+
 def provide(volume: Volume, wanted: StillFilling, attempt: int = 0) -> None:
     """Fill in what was asked for, more of a listing with each attempt. Raises what a commit may."""
     if wanted.entry:
@@ -252,7 +262,7 @@ class _Tree:
 
     def names_of(self, inode: Inode) -> int:
         """How many names of a file it has."""
-        return sum(self._has_directory(directory) for directory, _ in names.of(self._state, inode, LINKS_LOOKED_AT_MAX))
+        return sum(self._has_directory(directory) for directory, _ in names.of(self._state, inode, LINKS_MAX))
 
     def _has_directory(self, directory: int) -> bool:
         way = []
@@ -377,7 +387,7 @@ def _share(tx: MetadataTransaction, number: int, source: int, pieces: list[Slice
         tx.put_slice(number, piece, moved=True)
         if tx.has_extent(piece.extent):  # else reading says so, as it does of the source
             tx.reference_extent(piece.extent, 1)
-    evidence.shared(tx, number, source, min(_tier(tx, piece.extent) for piece in pieces))
+    evidence.shared(tx, number, source, lambda: min(_tier(tx, piece.extent) for piece in pieces))
 
 
 def _tier(tx: MetadataTransaction, extent: int) -> Tier:

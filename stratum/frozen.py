@@ -211,10 +211,9 @@ def linked(reader: InodeReader, freeze: int, source: int) -> int:
 
 def collect(tx: MetadataTransaction) -> bool:
     """Remove some rows that no active freeze needs; False when there are none."""
-    raw = tx.get(ACTIVE)
-    if raw is None:
+    newest, count = active(tx)
+    if not newest:
         return False
-    _, count = _PAIR.unpack(raw)
     if count:
         oldest = tx.first_rows(b"w", b"x", 1)[0][0][1:]
         ranges = [(b"e", b"e" + oldest), (b"x", b"x" + oldest)]

@@ -85,6 +85,7 @@ from typing import Any
 from stratum.kv.contract import prefix_end
 
 ROOT_INODE = 1
+LINKS_MAX = 65000
 FORMAT_VERSION = 5
 """1: until 0.1. 2: quotas, limits and the audit log, which a program of format 1 would pass over; buckets say whether reads are audited.
 3: the store has a journal, without which it may not be whole. 4: inodes tell their names. 5: directories of clones may wait for

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stratum import content, filling, longkeys, names
 from stratum.errors import InvalidName, KeyTooLong, NotFound, ReadOnlyBucket, TooManyLinks
-from stratum.schema import ROOT_INODE, Dentry, Inode, Kind, key_u64_u64
+from stratum.schema import LINKS_MAX, ROOT_INODE, Dentry, Inode, Kind, key_u64_u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
 
 KEY_BYTES_MAX = 1024
-LINKS_MAX = 65000
 
 
 def check_key(key: bytes) -> None:

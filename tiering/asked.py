@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stratum import filling, hints, housekeeping, tree
+from stratum import filling, hints, housekeeping
 from stratum.clocks import come
 from stratum.errors import NoSpace, TierUnavailable
 from stratum.schema import Kind, key_u64, prefix_range, unpack_u64
@@ -21,7 +21,6 @@ from stratum.tiering.policy import Settings, decide
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stratum.schema import Dentry
     from stratum.tiering.mover import Mover
     from stratum.tiering.policy import Surroundings
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -83,11 +82,6 @@ class Asked:
         decision = decide(item.facts, self._settings, around) if item is not None else None
         return int(decision.target or 0) if decision is not None else 0
 
-    def _page(self, directory: int, after: bytes) -> list[tuple[bytes, Dentry]]:
-        with self._volume.snapshot() as reader:
-            rows = itertools.islice(tree.scan_dentries(reader, directory, after), AT_ONCE)
-            return [(entry, dentry) for entry, dentry in rows if entry > after or not after]
-
     def _ask_below(self, directory: int) -> None:
         """A directory's hint changed: every file below it is looked at."""
 
@@ -99,7 +93,8 @@ class Asked:
         pending = [(directory, b"")]
         while pending:
             number, after = pending.pop()
-            page = filling.patiently(self._volume, partial(self._page, number, after))
+            rows = filling.page(self._volume, number, after, AT_ONCE)
+            page = [(entry, dentry) for entry, dentry in rows if entry > after or not after]
             if page:
                 pending.append((number, page[-1][0]))
             pending += [(dentry.inode, b"") for _, dentry in page if dentry.kind == Kind.DIRECTORY]

@@ -17,7 +17,7 @@ import pytest
 
 from stratum import files
 from stratum.errors import TooManyLinks
-from stratum.tree import LINKS_MAX
+from stratum.schema import LINKS_MAX
 from stratum.volume import Volume
 from tests.mount.test_several_mounts import SHARED, mounting
 from tests.support import serving
