@@ -56,6 +56,8 @@ SMALLER_IS_BETTER = {"first byte", "first byte, line", "first byte, far", "foreg
 LINE_BYTES_PER_S = 125_000_000
 FAR_S = 0.05
 UNDERWAY_PIECES_MAX = 200
+LINE_EMPTIES_S = 1.0
+"""After who took the first byte and went away: what was on its way to him is in the way of the next."""
 
 
 def best(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
@@ -126,8 +128,9 @@ class Line:
             while data := far.recv(MIB // 8):
                 with self._lock:
                     self._free_at = max(self._free_at, time.monotonic()) + len(data) / LINE_BYTES_PER_S
-                    due = self._free_at + self._latency_s
-                underway.put((due, data))
+                    through = self._free_at
+                time.sleep(max(through - time.monotonic(), 0.0))
+                underway.put((through + self._latency_s, data))
         underway.put((0.0, b""))
 
     @staticmethod
@@ -254,7 +257,9 @@ def read_through(served: Served, endpoint: str, *, part_bytes: int = 0) -> tuple
         path.unlink()
     first_byte(served.s3, "bench", "first0")  # connections
     for number in range(1, ROUNDS):
+        time.sleep(LINE_EMPTIES_S)
         theirs_first.append(best(lambda: first_byte(direct, "direct", "k"), 1))
+        time.sleep(LINE_EMPTIES_S)
         ours_first.append(best(lambda number=number: first_byte(served.s3, "bench", f"first{number}"), 1))  # type: ignore[misc]
         theirs.append(best(lambda: get(direct, "direct", "k"), 1))
         ours.append(best(lambda number=number: get(served.s3, "bench", f"whole{number}"), 1))  # type: ignore[misc]
