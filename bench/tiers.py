@@ -14,16 +14,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import queue
 import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +39,7 @@ from stratum.tiering.mover import Mover
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stratum.transaction import MetadataTransaction
 
@@ -53,9 +51,7 @@ TARGETS = {
     "first byte, line": 1.3, "read-through, line": 0.9, "first byte, far": 1.3, "read-through, far": 0.9, "foreground p99": 1.3,
 }  # fmt: skip
 SMALLER_IS_BETTER = {"first byte", "first byte, line", "first byte, far", "foreground p99"}
-LINE_BYTES_PER_S = 125_000_000
 FAR_S = 0.05
-UNDERWAY_PIECES_MAX = 200
 LINE_EMPTIES_S = 1.0
 """After who took the first byte and went away: what was on its way to him is in the way of the next."""
 
@@ -88,61 +84,16 @@ def coding(rows: dict[str, float]) -> None:
     rows["decode"] = raw / best(lambda: erasure.reconstruct(dict(columns), k, m, [1]))
 
 
-class Line:
-    """A way to a server that carries so many bytes a second back, whoever asks; they arrive `latency_s` later."""
-
-    def __init__(self, endpoint: str, latency_s: float = 0.0) -> None:
-        host, port = endpoint.removeprefix("http://").split(":")
-        self._server = (host, int(port))
-        self._latency_s = latency_s
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            far = socket.create_connection(self._server)
-            for end in (near, far):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            underway: queue.Queue[tuple[float, bytes]] = queue.Queue(UNDERWAY_PIECES_MAX)
-            for work, ends in (
-                (self._there, (near, far)),
-                (self._enter, (far, underway)),
-                (self._arrive, (underway, near)),
-            ):
-                threading.Thread(target=work, args=ends, daemon=True).start()
-
-    @staticmethod
-    def _there(near: socket.socket, far: socket.socket) -> None:
-        with suppress(OSError):
-            while data := near.recv(MIB // 8):
-                far.sendall(data)
-        with suppress(OSError):
-            far.shutdown(socket.SHUT_WR)
-
-    def _enter(self, far: socket.socket, underway: queue.Queue[tuple[float, bytes]]) -> None:
-        with suppress(OSError):
-            while data := far.recv(MIB // 8):
-                with self._lock:
-                    self._free_at = max(self._free_at, time.monotonic()) + len(data) / LINE_BYTES_PER_S
-                    through = self._free_at
-                time.sleep(max(through - time.monotonic(), 0.0))
-                underway.put((through + self._latency_s, data))
-        underway.put((0.0, b""))
-
-    @staticmethod
-    def _arrive(underway: queue.Queue[tuple[float, bytes]], near: socket.socket) -> None:
-        while True:
-            due, data = underway.get()
-            time.sleep(max(due - time.monotonic(), 0.0))
-            with suppress(OSError):
-                if not data:
-                    near.shutdown(socket.SHUT_WR)
-                    return
-                near.sendall(data)
+@contextmanager
+def line(endpoint: str, latency_s: float) -> Iterator[str]:
+    """The endpoint of a `bench.line` to that one."""
+    words = [sys.executable, "-m", "bench.line", endpoint, str(latency_s)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 class Served:
@@ -366,13 +317,13 @@ def main() -> int:
         finally:
             served.stop()
         for name, latency_s, part_bytes in (("line", 0.0, 0), ("far", FAR_S, 8 * MIB)):
-            line = Line(endpoint, latency_s)
-            served = Served(root / name, line.endpoint)
-            try:
-                found = read_through(served, line.endpoint, part_bytes=part_bytes)
-                rows[f"first byte, {name}"], rows[f"read-through, {name}"] = found
-            finally:
-                served.stop()
+            with line(endpoint, latency_s) as behind:
+                served = Served(root / name, behind)
+                try:
+                    found = read_through(served, behind, part_bytes=part_bytes)
+                    rows[f"first byte, {name}"], rows[f"read-through, {name}"] = found
+                finally:
+                    served.stop()
     finally:
         moto.terminate()
         moto.wait()

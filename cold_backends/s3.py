@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 import boto3
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 CONNECTIONS_MAX = 64
+FIRST_PIECE_BYTES = 64 * 1024 + 16
+"""A block of an extent, encrypted or not: whoever waits for it is to have it before what lies behind it arrives. Then they double."""
+_METADATA = "x-amz-meta-"
 _NOT_FOUND = frozenset(("NoSuchKey", "NoSuchUpload", "NoSuchBucket", "404", "NotFound", "NoSuchVersion"))
 _CONFLICT = frozenset(("PreconditionFailed", "412", "ConditionalRequestConflict"))
 _DAMAGED = frozenset(("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"))
@@ -72,6 +78,7 @@ class S3Backend:
         self._checksums = checksums
         keys = {"aws_access_key_id": credentials[0], "aws_secret_access_key": credentials[1]} if credentials else {}
         session = boto3.Session(region_name=region or None, **keys)
+        self._session = session
         self._client = session.client(
             "s3",
             endpoint_url=endpoint or None,
@@ -88,6 +95,9 @@ class S3Backend:
                 response_checksum_validation="when_required",
             ),
         )
+
+        self._base = f"{endpoint.rstrip('/')}/{bucket}/{quote(prefix)}" if endpoint else ""
+        """Of an object's URL. boto3 alone knows how AWS itself wants to be addressed."""
 
     def _call(self, function: Callable[..., Any], what: str, **arguments: Any) -> Any:
         try:
@@ -130,6 +140,8 @@ class S3Backend:
         if stop is not None and stop <= start:
             return RemoteBody(self.head(key), iter(()))
         span = f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
+        if stop is not None and (found := self._get_at_once(key, start, stop)) is not None:
+            return found
         ranged = {} if (start, stop) == (0, None) else {"Range": span}
         answer = self._call(self._client.get_object, key, Key=self._prefix + key, **ranged)
         size = int(answer["ContentLength"])
@@ -142,18 +154,49 @@ class S3Backend:
         wanted = max(min(size if stop is None else stop, size) - start, 0)
         return RemoteBody(info, self._pieces(key, answer["Body"], wanted))
 
+    def _get_at_once(self, key: str, start: int, stop: int) -> RemoteBody | None:
+        """A range by boto3's signer and connections, but without its parameters, events and parsers, which take 1 ms of its 1.8.
+
+        None if the answer is anything but the range: then boto3 asks, and knows what to make of what it hears.
+        """
+        credentials = self._session.get_credentials() if self._base else None
+        if credentials is None:
+            return None
+        request = AWSRequest("GET", self._base + quote(key), headers={"Range": f"bytes={start}-{stop - 1}"})
+        request.stream_output = True
+        try:
+            S3SigV4Auth(credentials.get_frozen_credentials(), "s3", self._client.meta.region_name).add_auth(request)
+            # Its proxies, certificate authorities and connections.
+            answer = self._client._endpoint.http_session.send(request.prepare())  # noqa: SLF001
+        except (BotoCoreError, HTTPClientError, OSError) as error:
+            _failed(error, key)
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        if answer.status_code != 206 or "content-range" not in headers:
+            answer.raw.close()
+            if answer.status_code >= 500:
+                raise RemoteError(f"{key}: the remote answered {answer.status_code}")
+            return None
+        size = int(headers["content-range"].rpartition("/")[2])
+        metadata = {
+            name.removeprefix(_METADATA): value for name, value in headers.items() if name.startswith(_METADATA)
+        }
+        info = ObjectInfo(key, size, version=headers.get("x-amz-version-id", ""), metadata=metadata)
+        return RemoteBody(info, self._pieces(key, answer.raw, max(min(stop, size) - start, 0)))
+
     @staticmethod
     def _pieces(key: str, body: Any, wanted: int) -> Iterator[bytes]:
+        at_once = FIRST_PIECE_BYTES
         with closing(body):
             while wanted:
                 try:
-                    piece = body.read(min(PIECE_BYTES, wanted))
+                    piece = body.read(min(at_once, wanted))
                 except (BotoCoreError, HTTPClientError, OSError, ValueError) as error:
                     _failed(error, key)
                 if not piece:
                     raise RemoteError(f"{key}: the remote's body ends {wanted} bytes early")
                 wanted -= len(piece)
                 yield piece
+                at_once = min(2 * at_once, PIECE_BYTES)
 
     def head(self, key: str) -> ObjectInfo:
         answer = self._call(self._client.head_object, key, Key=self._prefix + key, ChecksumMode="ENABLED")

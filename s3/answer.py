@@ -30,6 +30,7 @@ class Stream:
         self._pieces = pieces
         self._guard = guard
         self.first: bytes | memoryview = b""
+        self.begun = False
         pieces.may_recall = False
 
     @property
@@ -50,6 +51,7 @@ class Stream:
         except BaseException:
             self.close()
             raise
+        self.begun = True
         if self._began is not None:
             self._began()
         return self.first

@@ -177,6 +177,18 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def _begin(found: object) -> None:
+    """Read the first piece of a body before its status is sent: damage there is an error, not a broken body.
+
+    Where the handler ran, to save a way through the loop; one that must come from a remote is left to whoever may wait for it.
+    """
+    if isinstance(found, Answer) and isinstance(found.body, Stream):
+        try:
+            found.body.begin()
+        except WouldRecall:
+            found.body.recalls = True
+
+
 class Exchange:
     """What is known about a request so far, for its answer and its log line."""
 
@@ -222,8 +234,7 @@ class Application:
         volume_audit = self._volume.audit
         try:
             answer = await self._answer(exchange, scope)
-            if isinstance(answer.body, Stream):
-                # The first piece is read before the status is sent: damage there is an error, not a broken body.
+            if isinstance(answer.body, Stream) and not answer.body.begun:
                 await self._next_piece(answer.body, first=True)
         except NotModified as error:
             answer = empty(304, {"ETag": f'"{error.etag}"', "Last-Modified": http_date(error.mtime_ns)})
@@ -323,7 +334,7 @@ class Application:
                 if found is None:
                     if request.has_body and exchange.operation not in _IN_LOOP and not context.document:
                         context.document = await exchange.incoming.all(_WIRE_BYTES_MAX)
-                    found = await waits.computed(handler, context)
+                    found = await waits.computed(handler, context, then=_begin)
                 return found if isinstance(found, Answer) else await found
             except StillFilling as error:
                 if not exchange.incoming.untouched and not context.document:

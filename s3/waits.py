@@ -69,11 +69,13 @@ class Waits:
         """The same where it waits for a remote, which may take long."""
         return self._loop.run_in_executor(self._recalls, function, *arguments)
 
-    def computed(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        """The same in turns with the other computing threads; `waiting()` inside lets them go on."""
+    def computed(self, function: Callable[..., T], *arguments: Any, then: Callable[[T], None]) -> asyncio.Future[T]:
+        """The same in turns with the other computing threads; `waiting()` inside lets them go on. `then` gets the result, in no turn."""
 
         def in_turn() -> T:
             with turn:
-                return function(*arguments)
+                found = function(*arguments)
+            then(found)
+            return found
 
         return self.in_thread(in_turn)

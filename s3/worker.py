@@ -41,6 +41,7 @@ def main() -> None:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     with Volume(root, "s3") as volume:
         counting.attach(volume.meta / counting.FOLDER, "s3-worker")
+        volume.cold.prepare()
         tls = bool(config.s3_tls_certificate)
         settings = uvicorn.Config(
             Application(volume), http=Connection, loop="uvloop", lifespan="off", ws="none", log_config=None, access_log=False,

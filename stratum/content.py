@@ -168,10 +168,11 @@ def read_extent(
     may_wait: bool = True,
     may_recall: bool = True,
     goes_to: Callable[[CopyRow, int], int] = copies.to_its_end,
+    patience_s: float = copies.PATIENCE_S,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on, wherever they lie: up to `stop`, or fewer of a cold one (at least one).
 
-    `goes_to` says how far the reader of a pack is likely to go on (`ReadAhead`). On damage the extent's row is read again: it may have moved since.
+    `goes_to` says how far the reader of a pack is likely to go on (`ReadAhead`), `patience_s` how long he waits for more than a block. On damage the extent's row is read again: it may have moved since.
     Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore`, `WouldWait` if a disk must be asked and `may_wait` is not set, and
     `WouldRecall` if a remote must be and `may_recall` is not.
     """
@@ -192,7 +193,7 @@ def read_extent(
                 )
             data = copies.read(
                 volume, number, row, checksums, located, start, stop, may_wait=may_wait, may_recall=may_recall,
-                goes_to=goes_to,
+                goes_to=goes_to, patience_s=patience_s,
             )  # fmt: skip
         except (DataDamaged, TierUnavailable) as error:
             if again:
@@ -228,6 +229,7 @@ class PlannedRead:
         self._at = start
         self._stop = stop
         self._slice = 0
+        self._began = False
         self._ahead = ahead
         self.may_wait = may_wait
         self.may_recall = may_recall
@@ -240,6 +242,7 @@ class PlannedRead:
             raise StopIteration
         piece = self._next()
         self._at += len(piece)
+        self._began = True
         return piece
 
     def _next(self) -> bytes | memoryview:
@@ -259,7 +262,7 @@ class PlannedRead:
         count = min(READ_BYTES - inside % READ_BYTES, end - at)
         return read_extent(
             self._volume, piece.extent, inside, inside + count, may_wait=self.may_wait, may_recall=self.may_recall,
-            goes_to=self._goes_to,
+            goes_to=self._goes_to, patience_s=copies.PATIENCE_S if self._began else 0.0,
         )  # fmt: skip
 
     def _goes_to(self, place: CopyRow, at: int) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = get_logger("copies")
 Located = list[tuple[Tier, "CopyRow", "PackRow"]]
 _NOTED_MAX = 4096
+PATIENCE_S = 0.02
+"""What a reader who has begun waits for the whole of a cell: a piece costs him three changes of thread, whatever its length."""
 
 
 class Noted:
@@ -84,7 +86,7 @@ def read_whole(volume: Volume, number: int, row: ExtentRow, checksums: bytes, lo
     while at < row.length:
         piece = read(
             volume, number, row, checksums, located, at, row.length, may_wait=True, may_recall=True,
-            goes_to=to_its_end,
+            goes_to=to_its_end, patience_s=PATIENCE_S,
         )  # fmt: skip
         pieces.append(piece)
         at += len(piece)
@@ -103,10 +105,12 @@ def read(
     may_wait: bool,
     may_recall: bool,
     goes_to: Callable[[CopyRow, int], int],
+    patience_s: float,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on: all up to `stop`, or of a cold one the first of them.
 
-    `goes_to` says of a place and where in its pack the reader is, how far he is likely to go on.
+    `goes_to` says of a place and where in its pack the reader is, how far he is likely to go on; he waits `patience_s` for more than
+    a block.
 
     Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore` if no copy has them, `WouldWait` or `WouldRecall` if they may not
     be waited for.
@@ -122,7 +126,7 @@ def read(
             elif not may_recall or not may_wait:
                 raise WouldRecall
             else:
-                data = _read_cold(volume, wanted, place, pack, goes_to(place, place.offset + start))
+                data = _read_cold(volume, wanted, place, pack, goes_to(place, place.offset + start), patience_s)
         except StratumError as error:
             problems.append(error)
             continue
@@ -164,14 +168,16 @@ def report_damage(volume: Volume, pack: int, why: str) -> None:
         volume.mutate_later(note, lambda _: None, frees=True)
 
 
-def _read_cold(volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, goes_to: int) -> bytes:
+def _read_cold(
+    volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, goes_to: int, patience_s: float
+) -> bytes:
     """At least the first block, and what else has arrived, in whole blocks. `goes_to`: in the pack."""
     first, last = wanted.first, wanted.last
     least = min(first + BLOCK_BYTES, last)
     for attempt in (1, 2):
         data = volume.cold.read(
             place.pack, pack, place.offset + first, place.offset + least, place.offset + last,
-            max(goes_to, place.offset + last),
+            max(goes_to, place.offset + last), patience_s,
         )  # fmt: skip
         if len(data) < last - first:
             data = data[: max(len(data) // BLOCK_BYTES * BLOCK_BYTES, least - first)]

@@ -26,6 +26,8 @@ from stratum.cold_backends.faults import Faulty
 from stratum.cold_backends.limit import Limited
 from stratum.cold_backends.retry import OPEN_S, Retrying
 from stratum.cold_backends.s3 import S3Backend
+from tests.support import Server
+from tests.tiers.fault_proxy import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -283,3 +285,51 @@ def test_a_dead_remote_is_an_error_in_time() -> None:
     with pytest.raises(RemoteError) as caught:
         backend.head("k")
     assert "did not answer" in caught.value.message
+
+
+def test_a_range_is_one_request_whatever_becomes_of_it(moto: str) -> None:
+    """But for answers of which boto3 knows more than we do."""
+    proxy = FaultProxy(moto)
+    backend = s3(proxy.endpoint)
+    try:
+        backend.put("k", b"0123456789", {"One": "1"})
+        for fault, error, count in (
+            ("", None, 1),
+            ("503", RemoteError, 1),
+            ("refuse", RemoteError, 1),
+            ("403", RemoteRefused, 2),
+        ):
+            proxy.plan = lambda _method, _path, _number, fault=fault: fault  # type: ignore[misc]
+            before = len(proxy.requests)
+            if error is None:
+                assert read(backend, "k", 2, 5) == b"234"
+            else:
+                with pytest.raises(error) as caught:
+                    read(backend, "k", 2, 5)
+                assert isinstance(caught.value, RemoteRefused) == (error is RemoteRefused)
+            assert len(proxy.requests) - before == count, fault
+    finally:
+        backend.close()
+        proxy.stop()
+
+
+def test_ranges_are_signed_as_boto3_signs_whatever_the_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moto believes everything; our own endpoint compares signatures."""
+    remote = Server(tmp_path).start()
+    remote.client().create_bucket(Bucket="archive")
+    for prefix in ("", "plain/", "a b+c~%41/ü/'(!)*/"):
+        backend = S3Backend(
+            remote.endpoint + "/", "archive", prefix, credentials=(remote.access_key, remote.secret_key)
+        )
+        backend.put("v1/a-b_c.d", b"0123456789", {"one": "1"})
+        slow = backend.get("v1/a-b_c.d", 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(backend._client, "get_object", None)  # else it would mend what we get wrong
+            body = backend.get("v1/a-b_c.d", 3, 20)
+        assert (body.info, b"".join(body.pieces)) == (slow.info, b"".join(slow.pieces))
+        with pytest.raises(RemoteNotFound):
+            backend.get("other", 3, 5)
+        backend.close()
+    stranger = S3Backend(remote.endpoint, "archive", credentials=(remote.access_key, "not-the-secret"))
+    with pytest.raises(RemoteRefused):
+        stranger.get("v1/a-b_c.d", 3, 5)
