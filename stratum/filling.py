@@ -421,6 +421,11 @@ def copy_inode(
     return made
 
 
+def _lost(directory: int, entry: bytes) -> None:
+    """`entry` is empty for the directory's own object."""
+    log.error("entry_not_cloned", directory=f"{directory:#x}", entry=repr(entry), why="its inode was lost before")
+
+
 class Filler:
     """Copies from one frozen state within one transaction."""
 
@@ -446,9 +451,7 @@ class Filler:
         tx = self._tx
         parent = tx.inode(directory)
         if not self._source.has_inode(dentry.inode):
-            log.error(
-                "entry_not_cloned", directory=f"{directory:#x}", entry=repr(entry), why="its inode was lost before"
-            )
+            _lost(directory, entry)
             self._leave_out(parent, dentry)
             return None
         child = self._source.inode(dentry.inode)
@@ -478,7 +481,11 @@ class Filler:
         """It waits for its entries, and has its own object already."""
         tx = self._tx
         made = copy_inode(tx, self._source, inode, number, bucket)
-        if inode.object_inode:
+        if inode.object_inode and not self._source.has_inode(inode.object_inode):
+            _lost(inode.number, b"")
+            made.rdev = 0
+            made.flags |= Inode.EXPLICIT  # it does not vanish with its last child, as it would not have before
+        elif inode.object_inode:
             own = self._file(self._source.inode(inode.object_inode), bucket)
             names.add(tx, own, number, b"")
             tx.dirty(own)

@@ -445,6 +445,23 @@ def test_what_the_source_has_lost_the_clone_goes_without(opened: Volume) -> None
 
 
 @pytest.mark.usefixtures("small_pages")
+def test_a_directory_that_lost_its_own_object_is_cloned_without(opened: Volume) -> None:
+    put(opened, "d/e/", b"x" * 100)
+    put(opened, "d/e/f", b"x" * 50_000)
+    with opened.snapshot() as reader:
+        owned = reader.inode(number_of(opened, b"bucket/d/e")).object_inode
+    assert owned
+    with opened.store.transact() as tx:
+        tx.delete(key_u64(b"I", owned))
+    clones.clone(opened, b"bucket/d", b"bucket/copy", wait=True)
+    assert get(opened, "copy/e/f") == b"x" * 50_000
+    with pytest.raises(NoSuchKey):
+        get(opened, "copy/e/")
+    copied = number_of(opened, b"bucket/copy/e")
+    assert not any(f"{copied:#x}" in finding.thing for finding in fsck.check(opened))
+
+
+@pytest.mark.usefixtures("small_pages")
 def test_a_backup_of_a_volume_with_a_clone_that_waits(tmp_path: Path) -> None:
     root = tmp_path / "volume"
     make_volume(root)
