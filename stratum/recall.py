@@ -270,9 +270,7 @@ class RecallCache:
                     self._wait(arrivals, WATCH_S if watched < 50 else 5 * WATCH_S)
                 span = _span(fd, cell)
                 if span is not None and span[0] <= start and stop <= span[1]:
-                    return _bytes(
-                        fd, span, start, most
-                    )  # filled between looking and locking, or nobody fetches the rest
+                    return _bytes(fd, span, start, most)  # it came before the lock, or nobody fetches the rest
                 if os.fstat(fd).st_nlink == 0:
                     continue  # given up
                 if span is not None and span[0] > start:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import threading
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SECONDS = float(os.environ.get("STRATUM_SOAK_S") or 3600)
 S3_CLIENTS, MOUNT_CLIENTS = 30, 20
+CLONES_MAX = 2
 KEYS = 60
 """The last of them is asked for every half minute: it has moved by then."""
 SIZES = (0, 100, 5_000, 40_000, 300_000, 2_000_000)
@@ -73,7 +75,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Client(threading.Thread):
-    """Puts, reads, removes and lists keys of its own, through one face and now and then the other."""
+    """Puts, reads, removes and lists keys of its own, through one face and now and then the other; clones them, and looks into the clones."""
 
     def __init__(self, server: Server, faults: Faults, number: int, ending: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -85,6 +87,9 @@ class Client(threading.Thread):
         self._ending = ending
         self.may: dict[str, set[str]] = {f"{self._prefix}/{key}": {""} for key in range(KEYS)}
         """Digests of what a key may hold; "" is nothing."""
+        self.clones: dict[str, dict[str, set[str]]] = {}
+        """Of each folder that is a clone of this client's: what its keys may hold."""
+        self._cloned = 0
         self.s3: Any = server.client(read_timeout=120, connect_timeout=20, max_pool_connections=2)
         assert server.mount is not None
         self._folder = server.mount / BUCKET
@@ -94,7 +99,8 @@ class Client(threading.Thread):
     def run(self) -> None:
         while not self._ending.is_set():
             key = f"{self._prefix}/{int(KEYS * self._chance.random() ** 3)}"
-            work = self._chance.choices((self.put, self.read, self.remove, self.list), (5, 8, 2, 1))[0]
+            works = (self.put, self.read, self.remove, self.list, self.read_clone, self.clone)
+            work = self._chance.choices(works, (5, 8, 2, 1, 1, 0.03))[0]
             face = self.face if self._chance.random() < 0.9 else {"s3": "mount", "mount": "s3"}[self.face]
             began = time.time()
             try:
@@ -164,6 +170,41 @@ class Client(threading.Thread):
             with self.same_mount():
                 (self._folder / key).unlink(missing_ok=True)
         self.may[key] = {""}
+
+    def clone(self, face: str, _: str) -> None:
+        """At most CLONES_MAX at a time; what goes through the other face meanwhile is somebody else's."""
+        if len(self.clones) == CLONES_MAX:
+            name = next(iter(self.clones))
+            del self.clones[name]
+            self.remove_clone(face, name)
+        if all("" in digests for digests in self.may.values()):
+            return  # perhaps there is no folder
+        self._cloned += 1
+        name = f"clone-{self._prefix}-{self._cloned}"
+        held = {key.replace(self._prefix, name, 1): set(digests) for key, digests in self.may.items()}
+        done = stratum("clone", self._server.root, f"{BUCKET}/{self._prefix}", f"{BUCKET}/{name}", expect=None)
+        if done.returncode:
+            raise OSError(errno.EIO, done.stderr)
+        self.clones[name] = held
+
+    def read_clone(self, face: str, _: str) -> None:
+        if self.clones:
+            name = self._chance.choice(list(self.clones))
+            self.compare_clone(face, name, self._chance.choice(list(self.clones[name])))
+
+    def compare_clone(self, face: str, name: str, key: str) -> None:
+        found, held = digest(self.get(face, key)), self.clones[name]
+        if found not in held[key]:
+            self.wrong.append(f"{time.time():.1f} {face} read of {key}: {found[:8]!r}, not one of {held[key]}")
+        held[key] = {found}  # nobody writes there
+
+    def remove_clone(self, face: str, name: str) -> None:
+        if face == "s3":
+            for item in self.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", ()):
+                self.s3.delete_object(Bucket=BUCKET, Key=item["Key"])
+        else:
+            with self.same_mount():
+                shutil.rmtree(self._folder / name)
 
     def list(self, face: str, _: str) -> None:
         if face == "s3":
@@ -339,7 +380,12 @@ def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
             for key in client.may:
                 client.read("s3", key)
                 client.read("mount", key)
+            for name, keys in client.clones.items():
+                for key in keys:
+                    client.compare_clone("s3", name, key)
+                    client.compare_clone("mount", name, key)
             assert client.wrong == [], f"seed {seed}"
+        print(f"soak: {sum(client._cloned for client in clients)} clones")
         time.sleep(10)  # what was deleted last is given back
         assert json.loads(stratum("gc", server.root, "--json").stdout)["leaked_objects"] == 0, f"seed {seed}"
         assert unexplained_lines(server, faults) == [], f"seed {seed}"
