@@ -183,7 +183,7 @@ class RecallCache:
         return begun
 
     def _seems_empty(self, pack: int, cell: int) -> bool:
-        """What `_claim` will find, most likely."""
+        """What `claim` will find, most likely."""
         try:
             return os.stat(self._path(pack, cell)).st_size <= _HEADER.size  # noqa: PTH116  a third of Path.stat()'s time
         except FileNotFoundError:

@@ -13,9 +13,10 @@ import pytest
 from stratum import recall
 from stratum.errors import TierUnavailable
 from stratum.recall import CELL_BYTES, RecallCache
+from tests.support import new_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 BLOCK = 64 * 1024
@@ -64,11 +65,15 @@ def cache(tmp_path: Path) -> RecallCache:
     return RecallCache(tmp_path / "recall", 1 << 30)
 
 
-def settled(cache: RecallCache) -> None:
+def until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while cache._fetches:
+    while not true():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def settled(cache: RecallCache) -> None:
+    until(lambda: not cache._fetches)
 
 
 def test_who_wants_the_middle_of_a_cell_does_not_wait_for_its_beginning(cache: RecallCache) -> None:
@@ -137,10 +142,7 @@ def test_what_is_being_fetched_is_not_asked_for_again(cache: RecallCache) -> Non
     far.gate = threading.Event()
     reader = threading.Thread(target=far.read, args=(cache, 0, BLOCK, 8 * CELL_BYTES))
     reader.start()
-    deadline = time.monotonic() + 20
-    while not far.ranges:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: bool(far.ranges))
     cache.ask(PACK, len(far.data), 2 * CELL_BYTES, 8 * CELL_BYTES, far.fetch)
     far.gate.set()
     reader.join(20)
@@ -155,10 +157,7 @@ def test_behind_what_another_process_fetches_nothing_is_asked_for(cache: RecallC
     other = RecallCache(tmp_path / "recall", 1 << 30)
     reader = threading.Thread(target=far.read, args=(other, 0, BLOCK, 20 * CELL_BYTES))
     reader.start()
-    deadline = time.monotonic() + 20
-    while not far.ranges:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: bool(far.ranges))
     cache.ask(PACK, len(far.data), 0, 20 * CELL_BYTES, far.fetch)
     far.gate.set()
     far.read(cache, 0, 20 * CELL_BYTES)
@@ -199,8 +198,7 @@ def test_patience_ends_when_nobody_fetches_the_rest(cache: RecallCache) -> None:
 
 def test_readers_of_all_sorts_get_their_bytes(tmp_path: Path) -> None:
     """Several processes' caches, ranges by chance, fetches that break off, cells that are trimmed and dropped meanwhile."""
-    seed = int(os.environ.get("STRATUM_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
-    print(f"STRATUM_SEED={seed}")
+    seed = new_seed()
     far = Far(12, 3 * BLOCK // 2)
     caches = [RecallCache(tmp_path / "recall", 5 * CELL_BYTES) for _ in range(3)]
     errors: list[BaseException] = []
