@@ -12,6 +12,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.response import StreamingBody
 
 from stratum.cold_backends.contract import (
     PIECE_BYTES,
@@ -181,7 +182,8 @@ class S3Backend:
             name.removeprefix(_METADATA): value for name, value in headers.items() if name.startswith(_METADATA)
         }
         info = ObjectInfo(key, size, version=headers.get("x-amz-version-id", ""), metadata=metadata)
-        return RemoteBody(info, self._pieces(key, answer.raw, max(min(stop, size) - start, 0)))
+        body = StreamingBody(answer.raw, headers.get("content-length"))  # its errors are those that `_pieces` knows
+        return RemoteBody(info, self._pieces(key, body, max(min(stop, size) - start, 0)))
 
     @staticmethod
     def _pieces(key: str, body: Any, wanted: int) -> Iterator[bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +26,7 @@ from stratum.cold_backends.directory import DirectoryBackend
 from stratum.cold_backends.encrypt import CHUNK_BYTES, Encrypting
 from stratum.cold_backends.faults import Faulty
 from stratum.cold_backends.limit import Limited
-from stratum.cold_backends.retry import OPEN_S, Retrying
+from stratum.cold_backends.retry import OPEN_S, Retrying, may_help
 from stratum.cold_backends.s3 import S3Backend
 from tests.support import Server
 from tests.tiers.fault_proxy import FaultProxy
@@ -297,6 +299,7 @@ def test_a_range_is_one_request_whatever_becomes_of_it(moto: str) -> None:
             ("", None, 1),
             ("503", RemoteError, 1),
             ("refuse", RemoteError, 1),
+            ("truncate", RemoteError, 1),
             ("403", RemoteRefused, 2),
         ):
             proxy.plan = lambda _method, _path, _number, fault=fault: fault  # type: ignore[misc]
@@ -333,3 +336,29 @@ def test_ranges_are_signed_as_boto3_signs_whatever_the_prefix(tmp_path: Path, mo
     stranger = S3Backend(remote.endpoint, "archive", credentials=(remote.access_key, "not-the-secret"))
     with pytest.raises(RemoteRefused):
         stranger.get("v1/a-b_c.d", 3, 5)
+
+
+def test_a_body_that_stands_still_is_an_error_that_asking_again_may_mend() -> None:
+    head = b"HTTP/1.1 206 Partial\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n012"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        backend = S3Backend(endpoint, "b", credentials=("a", "b"), read_s_max=0.3)
+
+        def answer() -> None:
+            near, _ = listener.accept()
+            near.recv(65536)
+            near.sendall(head)
+            ended.wait(20)
+            near.close()
+
+        ended = threading.Event()
+        server = threading.Thread(target=answer)
+        server.start()
+        try:
+            with pytest.raises(RemoteError) as caught:
+                read(backend, "k", 0, 10)
+        finally:
+            ended.set()
+            server.join()
+    assert may_help(caught.value)
+    backend.close()
