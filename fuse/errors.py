@@ -27,6 +27,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.InvalidName: errno.EINVAL,
     engine.InvalidBucketName: errno.EINVAL,
     engine.InvalidArgument: errno.EINVAL,
+    engine.InvalidRequest: errno.EINVAL,
     engine.InvalidTag: errno.EINVAL,
     engine.InvalidPart: errno.EINVAL,
     engine.InvalidPartOrder: errno.EINVAL,

@@ -29,14 +29,19 @@ _STREAMING = (signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER, 
 
 
 class Body:
-    """One request's payload. `size` is its length when the headers say it."""
+    """One request's payload. `size` is its length when the headers say it.
 
-    def __init__(self, request: S3Request, identity: Identity) -> None:
+    `of_object`: the checksum headers are about an object, not about this body.
+    """
+
+    def __init__(self, request: S3Request, identity: Identity, *, of_object: bool = False) -> None:
         self._payload = identity.payload
         self._wire_length = _length(request.header("content-length"), "Content-Length")
         self._decoder: ChunkedDecoder | None = None
         self.size: int | None = self._wire_length
-        self.checksum_algorithm, self.checksum_value, trailer = _announced_checksum(request)
+        self.checksum_algorithm, self.checksum_value, trailer = (
+            ("", "", "") if of_object else _announced_checksum(request)
+        )
         self._trailer = trailer
         self._content_md5 = _content_md5(request)
         if self._payload in _STREAMING:
@@ -49,7 +54,9 @@ class Body:
             hashlib.sha256() if self._payload != signatures.UNSIGNED and self._payload not in _STREAMING else None
         )
         self._md5 = hashlib.md5()
-        self._checksum = checksums.new(self.checksum_algorithm) if self.checksum_algorithm else None
+        self._checksums = (
+            {self.checksum_algorithm: checksums.new(self.checksum_algorithm)} if self.checksum_algorithm else {}
+        )
         self._count = 0
 
     def _begin_chunks(self, request: S3Request, identity: Identity) -> None:
@@ -77,8 +84,8 @@ class Body:
             self._md5.update(piece)
             if self._sha256 is not None:
                 self._sha256.update(piece)
-            if self._checksum is not None:
-                self._checksum.update(piece)
+            for hasher in self._checksums.values():
+                hasher.update(piece)
         return pieces
 
     def verify(self) -> tuple[bytes, dict[str, str]]:
@@ -92,30 +99,29 @@ class Body:
             raise S3Error("BadDigest", "the Content-MD5 is not that of the body; send it again")
         if self._sha256 is not None and not hmac.compare_digest(self._sha256.hexdigest(), self._payload):
             raise S3Error("XAmzContentSHA256Mismatch", "x-amz-content-sha256 is not the hash of the body")
-        if self._checksum is None:
-            return md5, {}
+        found = {name: checksums.encode(hasher.digest()) for name, hasher in self._checksums.items()}
         wanted = self.checksum_value
         if self._trailer and self._decoder is not None:
             wanted = self._decoder.trailers.get(self._trailer, "")
             if not checksums.is_well_formed(self.checksum_algorithm, wanted):
-                raise S3Error("InvalidRequest", f"the value of {self._trailer} is not a base64 checksum")
-        found = checksums.encode(self._checksum.digest())
-        if wanted and wanted != found:
-            raise S3Error("BadDigest", f"the {self.checksum_algorithm} is not that of the body; send it again")
-        return md5, {self.checksum_algorithm: found}
+                raise S3Error("InvalidRequest", f"Value for {self._trailer} trailing header is invalid.")
+        if wanted and wanted != found[self.checksum_algorithm]:
+            raise S3Error(
+                "BadDigest", f"The {self.checksum_algorithm} you specified did not match the calculated checksum."
+            )
+        return md5, found
 
-    def add_default_checksum(self, algorithm: str) -> None:
-        """Compute a checksum nobody sent, because the upload demands it."""
-        if not self.checksum_algorithm:
-            self.checksum_algorithm = algorithm
-            self._checksum = checksums.new(algorithm)
+    def add_checksum(self, algorithm: str) -> None:
+        """Compute one more than the client sent, because it is to be stored."""
+        if algorithm not in self._checksums:
+            self._checksums[algorithm] = checksums.new(algorithm)
 
 
-def read_document(context: Context, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
-    """The whole of a small body, which the server has read already, verified."""
+def read_document(context: Context, bytes_max: int = DOCUMENT_BYTES_MAX, *, of_object: bool = False) -> bytes:
+    """The whole of a small body, which the server has read already, verified. `of_object`: see `Body`."""
     if len(context.document) > bytes_max:
         raise S3Error("MaxMessageLengthExceeded", f"the body is longer than {bytes_max} bytes")
-    body = Body(context.request, context.identity)
+    body = Body(context.request, context.identity, of_object=of_object)
     data = b"".join(body.feed(context.document))
     body.verify()
     return data
@@ -148,7 +154,9 @@ def _announced_checksum(request: S3Request) -> tuple[str, str, str]:
     trailer = (request.header("x-amz-trailer") or "").strip().lower()
     declared = (request.header("x-amz-sdk-checksum-algorithm") or "").upper()
     if len(sent) + bool(trailer) > 1:
-        raise S3Error("InvalidRequest", "expecting a single x-amz-checksum- header")
+        raise S3Error(
+            "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed."
+        )
     if trailer and trailer not in _CHECKSUM_HEADERS:
         raise S3Error("InvalidRequest", f"the trailer {trailer!r} is not a known checksum")
     if declared and declared not in checksums.ALGORITHMS:
@@ -160,5 +168,5 @@ def _announced_checksum(request: S3Request) -> tuple[str, str, str]:
         raise S3Error("InvalidRequest", "x-amz-sdk-checksum-algorithm names another algorithm than the checksum sent")
     value = sent[0][1] if sent else ""
     if sent and not checksums.is_well_formed(algorithm, value):
-        raise S3Error("InvalidRequest", f"the value of {sent[0][0]} is not a base64 checksum")
+        raise S3Error("InvalidRequest", f"Value for {sent[0][0]} header is invalid.")
     return algorithm or declared, value, trailer

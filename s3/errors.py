@@ -52,6 +52,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.InvalidName: "InvalidArgument",
     engine.InvalidBucketName: "InvalidBucketName",
     engine.InvalidArgument: "InvalidArgument",
+    engine.InvalidRequest: "InvalidRequest",
     engine.InvalidTag: "InvalidTag",
     engine.InvalidPart: "InvalidPart",
     engine.InvalidPartOrder: "InvalidPartOrder",

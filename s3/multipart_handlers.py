@@ -34,6 +34,7 @@ from stratum.turn import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from xml.etree.ElementTree import Element
 
     from stratum.schema import BucketRow, PartRow, UploadRow
     from stratum.transaction import InodeReader, MetadataTransaction
@@ -56,16 +57,9 @@ def create_upload(context: Context) -> Answer:
     owner = context.identity.user_id or bucket.owner
     algorithm = checksum_algorithm(context)
     kind = (context.header("x-amz-checksum-type") or "").upper()
-    if kind not in {"", "COMPOSITE", "FULL_OBJECT"} or (kind and not algorithm):
-        raise S3Error(
-            "InvalidRequest", "x-amz-checksum-type is COMPOSITE or FULL_OBJECT and goes with x-amz-checksum-algorithm"
-        )
-    if kind == "FULL_OBJECT" and algorithm not in checksums.FULL_OBJECT_ALGORITHMS:
-        raise S3Error("InvalidRequest", f"FULL_OBJECT is not possible with {algorithm}")
-    if kind == "COMPOSITE" and algorithm == "CRC64NVME":
-        raise S3Error("InvalidRequest", "COMPOSITE is not possible with CRC64NVME")
+    _check_type(kind, algorithm)
     if algorithm and not kind:
-        kind = "FULL_OBJECT" if algorithm == "CRC64NVME" else "COMPOSITE"
+        kind = checksums.default_type(algorithm)
     metadata = object_metadata(context, owner, acl)
     stored_acl = "" if acl == "private" else acl
     upload = context.volume.mutate(
@@ -93,6 +87,22 @@ def create_upload(context: Context) -> Answer:
     )
 
 
+def _check_type(kind: str, algorithm: str) -> None:
+    if kind not in {"", "COMPOSITE", "FULL_OBJECT"}:
+        raise S3Error("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
+    if kind and not algorithm:
+        raise S3Error(
+            "InvalidRequest",
+            "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
+        )
+    possible = checksums.FULL_OBJECT_ALGORITHMS if kind == "FULL_OBJECT" else checksums.COMPOSITE_ALGORITHMS
+    if kind and algorithm not in possible:
+        raise S3Error(
+            "InvalidRequest",
+            f"The {kind} checksum type cannot be used with the {algorithm.lower()} checksum algorithm.",
+        )
+
+
 def _part_number(context: Context) -> int:
     number = context.request.integer("partNumber", -1, 1)
     if not 1 <= number <= PART_NUMBER_MAX:
@@ -114,22 +124,23 @@ def upload_part(context: Context) -> Awaitable[Answer]:
     number = _part_number(context)
     _, upload = _upload(context, access.WRITE)
     body = Body(context.request, context.identity)
-    if upload.checksum_algorithm:
-        if body.checksum_algorithm and body.checksum_algorithm != upload.checksum_algorithm:
-            raise S3Error(
-                "InvalidRequest",
-                f"the upload was created with {upload.checksum_algorithm}, the part has {body.checksum_algorithm}",
-            )
-        body.add_default_checksum(upload.checksum_algorithm)
+    wanted, sent = upload.checksum_algorithm, body.checksum_algorithm
+    if wanted and sent and sent != wanted:
+        raise S3Error(
+            "InvalidRequest",
+            f"Checksum Type mismatch occurred, expected checksum Type: {wanted.lower()},"
+            f" actual checksum Type: {sent.lower()}",
+        )
+    body.add_checksum(wanted or checksums.DEFAULT)
 
     async def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> Answer:
-        algorithm, value = next(iter(sums.items()), ("", ""))
         await context.waits.mutate(
             lambda tx: multipart.put_part(
-                tx, context.request.bucket, context.key, upload.upload_id, number, new, md5.hex(), value, algorithm
+                tx, context.request.bucket, context.key, upload.upload_id, number, new, md5.hex(), sums
             )
         )
-        return empty(200, {"ETag": f'"{md5.hex()}"', **{f"x-amz-checksum-{k.lower()}": v for k, v in sums.items()}})
+        shown = sent or wanted or checksums.DEFAULT
+        return empty(200, {"ETag": f'"{md5.hex()}"', f"x-amz-checksum-{shown.lower()}": sums[shown]})
 
     return receive(context, body, commit, inline=False)
 
@@ -150,24 +161,31 @@ def upload_part_copy(context: Context) -> Answer:
                 check_copy_source(wanted, state.inode)
             header = context.header("x-amz-copy-source-range")
             start, stop = (0, state.size) if header is None else ranges.parse_copy(header, state.size)
-            checksum = (
-                hash_source(context, state, upload.checksum_algorithm, start, stop) if upload.checksum_algorithm else ""
-            )
+            algorithm = upload.checksum_algorithm
+            if algorithm:
+                sums = {algorithm: hash_source(context, state, algorithm, start, stop)}
+            elif (start, stop) == (0, state.size) and state.metadata.checksum_type == "FULL_OBJECT":
+                sums = {name: value for name, value in state.metadata.checksums.items() if name == checksums.DEFAULT}
+            else:
+                sums = {}  # nobody asked for one, and the bytes are shared without being read
             try:
-                part = _copy_part(context, upload, number, state.inode, start, stop, checksum)
+                part = _copy_part(context, upload, number, state.inode, start, stop, sums)
                 break
             except TryAgain:
                 continue
-    sums = element(f"Checksum{upload.checksum_algorithm}", part.checksum) if part.checksum else ""
+    shown = [element(f"Checksum{name}", value) for name, value in sums.items()]
     return xml(
         document(
-            "CopyPartResult", element("LastModified", iso_date(part.mtime_ns)), element("ETag", f'"{part.etag}"'), sums
+            "CopyPartResult",
+            element("LastModified", iso_date(part.mtime_ns)),
+            element("ETag", f'"{part.etag}"'),
+            *shown,
         )
     )
 
 
 def _copy_part(
-    context: Context, upload: UploadRow, number: int, source: Inode, start: int, stop: int, checksum: str
+    context: Context, upload: UploadRow, number: int, source: Inode, start: int, stop: int, sums: dict[str, str]
 ) -> PartRow:
     volume, request = context.volume, context.request
 
@@ -195,8 +213,7 @@ def _copy_part(
                     number,
                     new,
                     md5,
-                    checksum,
-                    upload.checksum_algorithm,
+                    sums,
                 )
             )
             writer.keep()
@@ -216,8 +233,7 @@ def _copy_part(
             start,
             stop,
             etag,
-            checksum,
-            upload.checksum_algorithm,
+            sums,
         )
     )
 
@@ -237,36 +253,20 @@ def complete_upload(context: Context) -> Answer:
     check_key(context.key)
     with context.volume.snapshot() as reader:
         _bucket(context, reader, access.WRITE)
-    root = parse(read_document(context, COMPLETE_BYTES_MAX), "CompleteMultipartUpload")
-    parts = []
-    for child in root:
-        number, etag = text(child, "PartNumber"), text(child, "ETag")
-        if child.tag != "Part" or number is None or etag is None or not number.isdigit():
-            raise S3Error("MalformedXML", "CompleteMultipartUpload lists Parts with PartNumber and ETag")
-        value = next(
-            (
-                text(child, f"Checksum{name}") or ""
-                for name in checksums.ALGORITHMS
-                if child.find(f"Checksum{name}") is not None
-            ),
-            "",
-        )
-        parts.append(CompletePart(int(number), etag, value))
+    root = parse(read_document(context, COMPLETE_BYTES_MAX, of_object=True), "CompleteMultipartUpload")
+    parts = [_listed_part(child) for child in root]
     if not 1 <= len(parts) <= PART_NUMBER_MAX:
         raise S3Error("MalformedXML", f"CompleteMultipartUpload lists from 1 to {PART_NUMBER_MAX} Parts")
-    sent = ""
-    for name in checksums.ALGORITHMS:
-        header = context.header(f"x-amz-checksum-{name.lower()}")
-        if header:
-            sent = header
-            if not checksums.is_well_formed(name, header.partition("-")[0]):
-                raise S3Error("InvalidRequest", f"the value of x-amz-checksum-{name.lower()} is not a base64 checksum")
+    algorithm, value = _whole_checksum(context)
+    kind = (context.header("x-amz-checksum-type") or "").upper()
+    if kind not in {"", "COMPOSITE", "FULL_OBJECT"}:
+        raise S3Error("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
     size = context.header("x-amz-mp-object-size")
     if size is not None and not size.isdigit():
-        raise S3Error("InvalidArgument", "x-amz-mp-object-size is not a number")
+        raise S3Error("InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
     request = CompleteRequest(
-        context.request.bucket, context.key, context.query.get("uploadId", ""), parts, conditions=conditions(context), checksum=sent,
-        checksum_type=(context.header("x-amz-checksum-type") or "").upper(), size=int(size) if size is not None else None,
+        context.request.bucket, context.key, context.query.get("uploadId", ""), parts, conditions=conditions(context), checksum=value,
+        algorithm=algorithm, checksum_type=kind, size=int(size) if size is not None else None,
     )  # fmt: skip
     inode, metadata = context.volume.mutate(lambda tx: multipart.complete(tx, request))
     with context.volume.snapshot() as reader:
@@ -286,6 +286,37 @@ def complete_upload(context: Context) -> Answer:
         document("CompleteMultipartUploadResult", *fields, *sums),
         headers={**checksum_headers(metadata), **dict(expiration)},
     )
+
+
+def _listed_part(child: Element) -> CompletePart:
+    number, etag = text(child, "PartNumber"), text(child, "ETag")
+    if child.tag != "Part" or number is None or etag is None or not number.isdigit():
+        raise S3Error("MalformedXML", "CompleteMultipartUpload lists Parts with PartNumber and ETag")
+    sums = [(name, value) for name in checksums.ALGORITHMS if (value := text(child, f"Checksum{name}"))]
+    if len(sums) > 1:
+        raise S3Error("InvalidArgument", f"part {number} is listed with more than one checksum")
+    algorithm, value = sums[0] if sums else ("", "")
+    return CompletePart(int(number), etag, value, algorithm)
+
+
+def _whole_checksum(context: Context) -> tuple[str, str]:
+    """(algorithm, value) of the object as the client knows it. A composite one may end in the count of its parts."""
+    sent = [
+        (name, value)
+        for name in checksums.ALGORITHMS
+        if (value := context.header(f"x-amz-checksum-{name.lower()}")) is not None
+    ]
+    if not sent:
+        return "", ""
+    if len(sent) > 1:
+        raise S3Error(
+            "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed."
+        )
+    name, value = sent[0]
+    digest, dash, count = value.partition("-")
+    if not checksums.is_well_formed(name, digest) or (dash and not count.isdigit()):
+        raise S3Error("InvalidRequest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
+    return name, value
 
 
 def list_parts(context: Context) -> Answer:

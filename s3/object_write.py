@@ -167,7 +167,9 @@ def checksum_algorithm(context: Context) -> str:
     algorithm = (context.header("x-amz-checksum-algorithm") or "").upper()
     if algorithm and algorithm not in checksums.ALGORITHMS:
         raise S3Error(
-            "InvalidRequest", f"checksum algorithm {algorithm!r} is not one of {', '.join(checksums.ALGORITHMS)}"
+            "InvalidRequest",
+            "Checksum algorithm provided is unsupported. Please try again with any of the valid types:"
+            f" [{', '.join(checksums.ALGORITHMS)}]",
         )
     return algorithm
 

@@ -1,7 +1,8 @@
-"""The checksums S3 clients send: CRC32, CRC32C, CRC64NVME, SHA-1, SHA-256, over whole objects and over parts.
+"""The checksums S3 clients send, over whole objects and over parts.
 
 Source: Amazon S3 user guide, "Checking object integrity". Values are base64 of the big-endian digest. FULL_OBJECT over
-parts exists for the CRCs, which combine; COMPOSITE is the checksum of the parts' raw digests, shown as `value-N`.
+parts exists for the CRCs, which combine; COMPOSITE is the checksum of the parts' raw digests, shown as `value-N`. What
+comes without a checksum gets a CRC64NVME.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from stratum.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ALGORITHMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
+DIGEST_BYTES = {
+    "CRC32": 4, "CRC32C": 4, "CRC64NVME": 8, "SHA1": 20, "SHA256": 32, "SHA512": 64, "MD5": 16, "XXHASH64": 8,
+    "XXHASH3": 8, "XXHASH128": 16,
+}  # fmt: skip
+ALGORITHMS = tuple(DIGEST_BYTES)
 FULL_OBJECT_ALGORITHMS = ("CRC32", "CRC32C", "CRC64NVME")
-DIGEST_BYTES = {"CRC32": 4, "CRC32C": 4, "CRC64NVME": 8, "SHA1": 20, "SHA256": 32}
+COMPOSITE_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "CRC64NVME")
+DEFAULT = "CRC64NVME"
+"""The one that is computed when the client names none."""
 
 
 class Hasher(Protocol):
@@ -41,6 +48,17 @@ class _Crc:
         return self._value.to_bytes(self._bytes, "big")
 
 
+class _XxHash:
+    def __init__(self, hasher: Any) -> None:
+        self._hasher = hasher
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._hasher.update(data)
+
+    def digest(self) -> bytes:
+        return bytes(self._hasher.finalize())
+
+
 def _crt() -> Any:
     from awscrt import checksums  # when it is needed: it takes 45 ms, a fifth of what a command needs to start
 
@@ -59,6 +77,16 @@ def new(algorithm: str) -> Hasher:
             return hashlib.sha1()
         case "SHA256":
             return hashlib.sha256()
+        case "SHA512":
+            return hashlib.sha512()
+        case "MD5":
+            return hashlib.md5()
+        case "XXHASH64":
+            return _XxHash(_crt().XXHash.new_xxhash64())
+        case "XXHASH3":
+            return _XxHash(_crt().XXHash.new_xxhash3_64())
+        case "XXHASH128":
+            return _XxHash(_crt().XXHash.new_xxhash3_128())
     raise InvalidArgument(f"checksum algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
 
 
@@ -71,6 +99,16 @@ def is_well_formed(algorithm: str, value: str) -> bool:
         return len(base64.b64decode(value, validate=True)) == DIGEST_BYTES[algorithm]
     except (binascii.Error, ValueError):
         return False
+
+
+def default_type(algorithm: str) -> str:
+    """How the parts of an upload make its checksum when the client does not say."""
+    return "COMPOSITE" if algorithm in COMPOSITE_ALGORITHMS else "FULL_OBJECT"
+
+
+def matches(sent: str, wanted: str) -> bool:
+    """Whether a client's checksum is the object's. S3 takes a composite one with and without the count of its parts."""
+    return sent in {wanted, wanted.partition("-")[0]}
 
 
 def composite(algorithm: str, parts: list[str]) -> str:

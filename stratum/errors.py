@@ -112,6 +112,10 @@ class InvalidArgument(StratumError):
     """A value outside what the operation takes."""
 
 
+class InvalidRequest(InvalidArgument):
+    """Values that are well-formed each and do not fit each other."""
+
+
 class InvalidTag(InvalidArgument):
     """A tag that S3 does not allow, one too many, or one key twice."""
 

@@ -15,6 +15,7 @@ from stratum.errors import (
     InvalidArgument,
     InvalidPart,
     InvalidPartOrder,
+    InvalidRequest,
     NoSuchUpload,
 )
 from stratum.objects import find_for_write, metadata_of, place, set_metadata
@@ -124,15 +125,14 @@ def put_part(
     number: int,
     new: NewContent,
     etag: str,
-    checksum: str,
-    algorithm: str,
+    sums: dict[str, str],
 ) -> PartRow:
-    """Store or replace a part. Raises `NoSuchUpload`."""
+    """Store or replace a part with its checksums. Raises `NoSuchUpload`."""
     row = buckets.get(tx, bucket)
     upload = get(tx, row, key, upload_id)
     inode = _part_inode(tx, row)
     content.put_new(tx, inode, new)
-    return _set_part(tx, upload, number, inode, etag, checksum, algorithm)
+    return _set_part(tx, upload, number, inode, etag, sums)
 
 
 def _part_inode(tx: MetadataTransaction, bucket: BucketRow) -> Inode:
@@ -142,13 +142,23 @@ def _part_inode(tx: MetadataTransaction, bucket: BucketRow) -> Inode:
 
 
 def _set_part(
-    tx: MetadataTransaction, upload: UploadRow, number: int, inode: Inode, etag: str, checksum: str, algorithm: str
+    tx: MetadataTransaction, upload: UploadRow, number: int, inode: Inode, etag: str, sums: dict[str, str]
 ) -> PartRow:
     part_key = key_u64_u64(b"P", upload.number, number)
     before = tx.get(part_key)
     if before is not None:
         content.free_inode(tx, tx.inode(PartRow(**unpack_json(before)).inode))
-    part = PartRow(inode.number, inode.size, etag, tx.now_ns, checksum, algorithm if checksum else "")
+    algorithm = next((name for name in sums if name != checksums.DEFAULT), checksums.DEFAULT)
+    sent = sums if upload.checksum_algorithm or algorithm != checksums.DEFAULT else {}
+    part = PartRow(
+        inode.number,
+        inode.size,
+        etag,
+        tx.now_ns,
+        sent.get(algorithm, ""),
+        algorithm if sent else "",
+        "" if upload.checksum_algorithm else sums.get(checksums.DEFAULT, ""),
+    )
     tx.put(part_key, part.pack())
     return part
 
@@ -163,15 +173,14 @@ def copy_part(
     start: int,
     stop: int,
     etag: str,
-    checksum: str,
-    algorithm: str,
+    sums: dict[str, str],
 ) -> PartRow:
     """A part that shares the source's extents. `source` was checked by the caller in this transaction."""
     row = buckets.get(tx, bucket)
     upload = get(tx, row, key, upload_id)
     inode = _part_inode(tx, row)
     content.share(tx, source, inode, start=start, stop=stop)
-    return _set_part(tx, upload, number, inode, etag, checksum, algorithm)
+    return _set_part(tx, upload, number, inode, etag, sums)
 
 
 def abort_in(tx: MetadataTransaction, bucket: BucketRow, key: bytes, upload_id: str) -> None:
@@ -194,16 +203,20 @@ class CompletePart:
     number: int
     etag: str
     checksum: str = ""
+    algorithm: str = ""
 
 
 @dataclass(slots=True)
 class CompleteRequest:
+    """`checksum`, of `algorithm`, is the whole object's as the client knows it."""
+
     bucket: str
     key: bytes
     upload_id: str
     parts: list[CompletePart]
     conditions: Conditions = NO_CONDITIONS
     checksum: str = ""
+    algorithm: str = ""
     checksum_type: str = ""
     size: int | None = None
 
@@ -211,17 +224,19 @@ class CompleteRequest:
 def complete(tx: MetadataTransaction, request: CompleteRequest) -> tuple[Inode, ObjectMetadata]:
     """Make the object. A repeated Complete of the same upload answers the object it made.
 
-    Raises `NoSuchUpload`, `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall`, `PreconditionFailed`; nothing was
-    changed then and the upload is still open.
+    Raises `NoSuchUpload`, `InvalidPart`, `InvalidPartOrder`, `EntityTooSmall`, `ChecksumMismatch`, `InvalidRequest`,
+    `PreconditionFailed`; nothing was changed then and the upload is still open.
     """
     bucket = buckets.get(tx, request.bucket)
     try:
         upload = get(tx, bucket, request.key, request.upload_id)
     except NoSuchUpload:
         done = tree.find_object(tx, bucket, request.key)
-        if done is not None and metadata_of(tx, done).upload_id == request.upload_id:
-            return done, metadata_of(tx, done)
+        if done is not None and (made := metadata_of(tx, done)).upload_id == request.upload_id:
+            _check_whole(request, made.checksums)
+            return done, made
         raise
+    _check_agreement(upload, request)
     chosen = _choose(tx, upload, request)
     metadata = _finished_metadata(upload, chosen, request)
     find_for_write(tx, bucket, request.key, request.conditions)
@@ -264,7 +279,7 @@ def _choose(tx: MetadataTransaction, upload: UploadRow, request: CompleteRequest
         part = None if raw is None else PartRow(**unpack_json(raw))
         if part is None or part.etag != wanted.etag.strip('"'):
             raise InvalidPart(f"part {wanted.number} was not uploaded with this ETag; upload it again")
-        if wanted.checksum and wanted.checksum != part.checksum:
+        if wanted.checksum and wanted.checksum != part.checksum_of(wanted.algorithm):
             raise InvalidPart(f"part {wanted.number} was uploaded with another checksum; upload it again")
         chosen.append(part)
     for part, wanted in zip(chosen[:-1], request.parts, strict=False):
@@ -273,31 +288,59 @@ def _choose(tx: MetadataTransaction, upload: UploadRow, request: CompleteRequest
     return chosen
 
 
+def _check_agreement(upload: UploadRow, request: CompleteRequest) -> None:
+    """Raises `ChecksumMismatch` or `InvalidRequest` if the request speaks of other checksums than the upload's."""
+    algorithm, kind = upload.checksum_algorithm, upload.checksum_type
+    if request.checksum_type and request.checksum_type != (kind or "FULL_OBJECT"):
+        raise ChecksumMismatch(
+            f"The upload was created using the {kind or 'FULL_OBJECT'} checksum mode."
+            " The complete request must use the same checksum mode."
+        )
+    if request.algorithm and request.algorithm != (algorithm or checksums.DEFAULT):
+        raise InvalidRequest(
+            f"Checksum Type mismatch occurred, expected checksum Type: {(algorithm or checksums.DEFAULT).lower()},"
+            f" actual checksum Type: {request.algorithm.lower()}"
+        )
+    if not algorithm:
+        return
+    for part in request.parts:
+        if part.algorithm not in {"", algorithm}:
+            raise ChecksumMismatch(
+                f"The {part.algorithm.lower()} you specified for part {part.number} did not match what we received."
+            )
+        if kind == "COMPOSITE" and not part.checksum:
+            raise InvalidRequest(
+                f"The upload was created using a {algorithm.lower()} checksum. The complete request must include the"
+                f" checksum for each part. It was missing for part {part.number} in the request."
+            )
+
+
+def _check_whole(request: CompleteRequest, sums: dict[str, str]) -> None:
+    if request.checksum and not checksums.matches(request.checksum, sums.get(request.algorithm, "")):
+        raise ChecksumMismatch(f"The {request.algorithm.lower()} you specified did not match the calculated checksum.")
+
+
 def _finished_metadata(upload: UploadRow, chosen: list[PartRow], request: CompleteRequest) -> ObjectMetadata:
     metadata = ObjectMetadata.unpack(pack_json(upload.metadata))
+    algorithm = upload.checksum_algorithm or checksums.DEFAULT
+    kind = upload.checksum_type or "FULL_OBJECT"
+    values = [part.checksum_of(algorithm) for part in chosen]
     sums: dict[str, str] = {}
-    if upload.checksum_algorithm and all(part.algorithm == upload.checksum_algorithm for part in chosen):
-        if upload.checksum_type == "FULL_OBJECT":
-            sums[upload.checksum_algorithm] = checksums.full_object(
-                upload.checksum_algorithm, [(part.checksum, part.size) for part in chosen]
-            )
-        else:
-            sums[upload.checksum_algorithm] = checksums.composite(
-                upload.checksum_algorithm, [part.checksum for part in chosen]
-            )
-    if (
-        request.checksum
-        and upload.checksum_algorithm
-        and request.checksum.split("-")[0] != sums.get(upload.checksum_algorithm, "").split("-")[0]
-    ):
-        raise ChecksumMismatch("the checksum of the whole object does not match its parts; upload them again")
-    if request.size is not None and request.size != sum(part.size for part in chosen):
-        raise InvalidArgument(
-            f"x-amz-mp-object-size is {request.size}, but the parts have {sum(part.size for part in chosen)} bytes"
+    if all(values):
+        sums[algorithm] = (
+            checksums.full_object(algorithm, [(value, part.size) for value, part in zip(values, chosen, strict=True)])
+            if kind == "FULL_OBJECT"
+            else checksums.composite(algorithm, values)
+        )
+    _check_whole(request, sums)
+    size = sum(part.size for part in chosen)
+    if request.size is not None and request.size != size:
+        raise InvalidRequest(
+            f"The provided 'x-amz-mp-object-size' header value {request.size} does not match what was computed: {size}"
         )
     return replace(
-        metadata, owner=upload.owner, acl=upload.acl, checksums=sums, checksum_type=upload.checksum_type if sums else "", upload_id=upload.upload_id,
-        part_sizes=[part.size for part in chosen], part_checksums=[part.checksum for part in chosen] if sums else [],
+        metadata, owner=upload.owner, acl=upload.acl, checksums=sums, checksum_type=kind if sums else "", upload_id=upload.upload_id,
+        part_sizes=[part.size for part in chosen], part_checksums=values if sums and upload.checksum_algorithm else [],
     )  # fmt: skip
 
 

@@ -438,7 +438,10 @@ class UploadRow:
 
 @dataclass(slots=True, frozen=True)
 class PartRow:
-    """An uploaded part. `etag` is the MD5 in hex, `checksum` the base64 value of `algorithm`, if there was one."""
+    """An uploaded part. `etag` is the MD5 in hex, `checksum` the base64 value of `algorithm`, if there was one.
+
+    `crc64nvme` is computed when the upload names no algorithm: the object's checksum comes from it.
+    """
 
     inode: int
     size: int
@@ -446,6 +449,13 @@ class PartRow:
     mtime_ns: int
     checksum: str = ""
     algorithm: str = ""
+    crc64nvme: str = ""
+
+    def checksum_of(self, algorithm: str) -> str:
+        """The value of one algorithm; "" if the part has none."""
+        if algorithm == self.algorithm:
+            return self.checksum
+        return self.crc64nvme if algorithm == "CRC64NVME" else ""
 
     def pack(self) -> bytes:
         return pack_json(asdict(self))

@@ -31,6 +31,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.InvalidName: REFUSED,
     engine.InvalidBucketName: REFUSED,
     engine.InvalidArgument: REFUSED,
+    engine.InvalidRequest: REFUSED,
     engine.InvalidTag: REFUSED,
     engine.InvalidPart: REFUSED,
     engine.InvalidPartOrder: REFUSED,

@@ -51,7 +51,7 @@ def filled(opened: Volume) -> Volume:
         writer.write(DATA[:70_000])
         new = NewContent(70_000, extents=writer.finish())
         writer.committing()
-        opened.mutate(lambda tx: multipart.put_part(tx, BUCKET, b"mp", upload.upload_id, 1, new, "0" * 32, "", ""))
+        opened.mutate(lambda tx: multipart.put_part(tx, BUCKET, b"mp", upload.upload_id, 1, new, "0" * 32, {}))
         writer.keep()
     assert fsck.check(opened) == []
     return opened

@@ -221,7 +221,8 @@ def test_checksums_of_whole_objects(s3: Any, bucket: str, algorithm: str) -> Non
     hasher.update(data)
     value = checksums.encode(hasher.digest())
     assert (
-        s3.put_object(Bucket=bucket, Key="k", Body=data, ChecksumAlgorithm=algorithm)[f"Checksum{algorithm}"] == value
+        s3.put_object(Bucket=bucket, Key="k", Body=data, **{f"Checksum{algorithm}": value})[f"Checksum{algorithm}"]
+        == value
     )
     answer = s3.get_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
     assert answer["Body"].read() == data
