@@ -12,6 +12,7 @@ import pyfuse3
 import trio
 
 from stratum import content, evidence, metrics, tree
+from stratum.deadlines import Deadline
 from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import NeedsRestore, StratumError
 from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = get_logger("mount")
 RESTORE_LOOK_S = 1.0
+REFUSED_S = 0.5
+"""How long after a read has waited in vain others of the same file wait for no remote."""
 
 
 class FileOperations(Base):
@@ -97,6 +100,7 @@ class FileOperations(Base):
         if handle.follower is not None:
             handle.follower.comes(off, off + size)
         metrics.FUSE_READ.add(amount=size)
+        deadline: Deadline | None = None
         while True:
             with self._volume.reading():
                 with self._volume.snapshot() as reader:
@@ -107,7 +111,8 @@ class FileOperations(Base):
                     pieces = list(content.read_planned(self._volume, plan, off, committed, may_wait=False))
                     break
                 except WouldWait:
-                    pieces = await self._read_waiting(handle, plan, off, committed)
+                    deadline = deadline or self._deadline(state)
+                    pieces = await self._read_waiting(handle, plan, off, committed, deadline)
             if self._fresh(state.number).version == inode.version:
                 break  # else what was written meanwhile may have left the buffer for the store
         if not handle.has_read:
@@ -122,7 +127,7 @@ class FileOperations(Base):
         return cast("bytes", base)
 
     async def _read_waiting(
-        self, handle: FileHandle, plan: ReadPlan, start: int, stop: int
+        self, handle: FileHandle, plan: ReadPlan, start: int, stop: int, deadline: Deadline
     ) -> list[bytes | memoryview]:
         """In a thread for disks; what a remote must send is waited for in others, so that it holds up nothing else."""
 
@@ -133,21 +138,35 @@ class FileOperations(Base):
                     handle.follower = Follower(self._volume)
                     handle.follower.comes(start, stop)
                 ahead = handle.follower.ahead(plan.inode, start, stop)
-            return list(content.read_planned(self._volume, plan, start, stop, may_recall=may_recall, ahead=ahead))
+            found = content.read_planned(
+                self._volume, plan, start, stop, may_recall=may_recall, ahead=ahead, deadline=deadline
+            )
+            return list(found)
 
         try:
             return await trio.to_thread.run_sync(partial(read, may_recall=False), limiter=self._disk_readers)
         except WouldRecall:
             pass
-        deadline = trio.current_time() + self._volume.config.cold_recall_s_max
-        while True:
-            try:
-                return await trio.to_thread.run_sync(partial(read, may_recall=True), limiter=self._recalls)
-            except NeedsRestore as error:
-                if trio.current_time() >= deadline:
-                    log.warning("read_needs_restore", inode=plan.inode.number, error=error.message)
-                    raise
-            await trio.sleep(RESTORE_LOOK_S)
+        try:
+            while True:
+                try:
+                    return await trio.to_thread.run_sync(partial(read, may_recall=True), limiter=self._recalls)
+                except NeedsRestore as error:
+                    if deadline.passed:
+                        log.warning("read_needs_restore", inode=plan.inode.number, error=error.message)
+                        raise
+                await trio.sleep(min(RESTORE_LOOK_S, deadline.left_s + 0.001))
+        finally:
+            if deadline.passed:
+                handle.state.refused_at = trio.current_time()
+
+    def _deadline(self, state: FileState) -> Deadline:
+        """How long a read may wait for a remote.
+
+        What the kernel cannot read into its cache for a whole range it asks for again at once, page by page; those reads have waited already.
+        """
+        waited = trio.current_time() - state.refused_at < REFUSED_S
+        return Deadline(0.0 if waited else self._volume.config.cold_recall_s_max)
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

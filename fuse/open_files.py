@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class FileLock:
 class FileState:
     """One inode in use."""
 
-    __slots__ = ("buffer", "dirty_since", "failure", "handles", "lock", "nameless", "number", "pending")
+    __slots__ = ("buffer", "dirty_since", "failure", "handles", "lock", "nameless", "number", "pending", "refused_at")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -77,6 +78,8 @@ class FileState:
         self.lock = FileLock()
         self.nameless = False
         self.pending: Pending | None = None
+        self.refused_at = -math.inf
+        """When a read last waited in vain for a remote."""
 
     @property
     def uncommitted(self) -> bool:

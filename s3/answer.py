@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from stratum.content import PlannedRead
+    from stratum.deadlines import Deadline
 
 
 class Stream:
@@ -24,11 +25,18 @@ class Stream:
     `begin` and `read` block; they run in threads, one at a time. `read` returns nothing at the end.
     """
 
-    def __init__(self, pieces: PlannedRead, guard: ExitStack, began: Callable[[], None] | None = None) -> None:
-        """`began` is called when the first piece is there."""
+    def __init__(
+        self,
+        pieces: PlannedRead,
+        guard: ExitStack,
+        began: Callable[[], None] | None = None,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """`began` is called when the first piece is there. `deadline` is the one of `pieces`: each piece after the first is waited for anew."""
         self._began = began
         self._pieces = pieces
         self._guard = guard
+        self._deadline = deadline
         self.first: bytes | memoryview = b""
         self.begun = False
         pieces.may_recall = False
@@ -57,9 +65,17 @@ class Stream:
         return self.first
 
     def read(self) -> bytes | memoryview:
+        if self.begun and self._deadline is not None:
+            self._deadline.renew()
         return next(self._pieces, b"")
 
+    def give_up(self) -> None:
+        """Nobody wants the rest: a read that waits for a remote ends."""
+        if self._deadline is not None:
+            self._deadline.give_up()
+
     def close(self) -> None:
+        self.give_up()
         self._guard.close()
 
     def __del__(self) -> None:

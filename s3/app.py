@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from stratum import filling, metrics
@@ -372,8 +373,12 @@ class Application:
                 following = asyncio.ensure_future(self._next_piece(body))
                 try:
                     await self._send_piece(piece, send, watcher, scope[UNSENT])
-                finally:
-                    piece = await following
+                except BaseException:
+                    body.give_up()
+                    with suppress(StratumError):
+                        await following
+                    raise
+                piece = await following
             await send({"type": "http.response.body", "body": b""})
         except ClientGone as error:
             log.info("client_gone", request_id=exchange.request_id, why=str(error))

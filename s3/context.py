@@ -54,6 +54,8 @@ class Context:
     """The snapshot the request was authenticated in, while the handler may use it."""
     details: dict[str, Any] = field(default_factory=dict)
     """What the audit log is to say beside the request's head."""
+    began_s: float = field(default_factory=time.monotonic)
+    """When the request entered."""
 
     def snapshot(self) -> AbstractContextManager[InodeReader]:
         return nullcontext(self.reader) if self.reader is not None else self.volume.snapshot()

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stratum import content, objects, storage_classes
+from stratum.deadlines import Deadline
 from stratum.errors import NoSuchKey
 from stratum.preconditions import check_read
 from stratum.s3 import access, ranges, tier_handlers
@@ -163,9 +164,11 @@ def get_object(context: Context) -> Answer:
             plan = objects.plan(reader, state, start, stop)
             more = tier_handlers.headers(context, reader, bucket, state)
         answer = _answer(context, state, start, stop, status, more)
+        deadline = Deadline(volume.config.cold_recall_s_max, context.began_s)
         # A read that fails is no sign of use: else whoever tries again and again would bring the object back.
         began = partial(volume.evidence.read, state.inode.number, stop - start, begins=start == 0)
-        answer.body = Stream(content.read_planned(volume, plan, start, stop), stack.pop_all(), began)
+        pieces = content.read_planned(volume, plan, start, stop, deadline=deadline)
+        answer.body = Stream(pieces, stack.pop_all(), began, deadline)
     return answer
 
 

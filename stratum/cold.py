@@ -59,6 +59,7 @@ from stratum.tier_rows import ColdRow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from stratum.deadlines import Deadline
     from stratum.tier_rows import PackRow
     from stratum.transaction import InodeReader
     from stratum.volume import Volume
@@ -395,7 +396,15 @@ class ColdStore:
             return self._cache
 
     def read(
-        self, number: int, row: PackRow, start: int, least_stop: int, stop: int, wanted_stop: int, patience_s: float
+        self,
+        number: int,
+        row: PackRow,
+        start: int,
+        least_stop: int,
+        stop: int,
+        wanted_stop: int,
+        deadline: Deadline,
+        patience_s: float,
     ) -> bytes:
         """Bytes of a pack from `start` to at least `least_stop`, and on to `stop` as far as they have arrived; unverified.
 
@@ -403,7 +412,6 @@ class ColdStore:
 
         Raises `TierUnavailable`, `NeedsRestore`, or `DataDamaged` if the remote has lost it.
         """
-        deadline_s = time.monotonic() + self._volume.config.cold_recall_s_max
         try:
             return self.cache.read(
                 number,
@@ -413,7 +421,7 @@ class ColdStore:
                 stop,
                 wanted_stop,
                 partial(self._fetch, row),
-                deadline_s,
+                deadline,
                 patience_s,
             )
         except RemoteArchived as error:

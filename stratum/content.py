@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from stratum import copies, evidence, frozen, stored_extents
 from stratum.blocks import checksum, verified
+from stratum.deadlines import Deadline
 from stratum.errors import DataDamaged, NotFound, TierUnavailable
 from stratum.read_ahead import ReadAhead
 from stratum.schema import (
@@ -168,11 +169,13 @@ def read_extent(
     may_wait: bool = True,
     may_recall: bool = True,
     goes_to: Callable[[CopyRow, int], int] = copies.to_its_end,
+    deadline: Deadline | None = None,
     patience_s: float = copies.PATIENCE_S,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on, wherever they lie: up to `stop`, or fewer of a cold one (at least one).
 
-    `goes_to` says how far the reader of a pack is likely to go on (`ReadAhead`), `patience_s` how long he waits for more than a block. On damage the extent's row is read again: it may have moved since.
+    `goes_to` says how far the reader of a pack is likely to go on (`ReadAhead`), `patience_s` how long he waits for more than a block. `deadline` is the request's; without one
+    a remote has `cold.recall_s_max`. On damage the extent's row is read again: it may have moved since.
     Raises `DataDamaged`, `TierUnavailable` or `NeedsRestore`, `WouldWait` if a disk must be asked and `may_wait` is not set, and
     `WouldRecall` if a remote must be and `may_recall` is not.
     """
@@ -191,12 +194,14 @@ def read_extent(
                 return volume.segments.read(
                     number, row.segment, row.offset, row.length, checksums, start, stop, may_wait=may_wait
                 )
+            deadline = deadline or Deadline(volume.config.cold_recall_s_max)
             data = copies.read(
                 volume, number, row, checksums, located, start, stop, may_wait=may_wait, may_recall=may_recall,
-                goes_to=goes_to, patience_s=patience_s,
+                goes_to=goes_to, deadline=deadline, patience_s=patience_s,
             )  # fmt: skip
         except (DataDamaged, TierUnavailable) as error:
-            if again:
+            late = isinstance(error, TierUnavailable) and deadline is not None and deadline.passed
+            if again or late:
                 if isinstance(error, DataDamaged):
                     volume.damage_seen(number)
                 raise
@@ -210,7 +215,8 @@ class PlannedRead:
     """The bytes [start, stop) of a plan, in pieces of at most READ_BYTES; holes are zeros.
 
     An iterator that stands still when a piece raises: what would have to wait can be asked for again by somebody who may.
-    `ahead` knows where the reader goes on behind `stop`; without it, nothing beyond that is asked of a remote.
+    `ahead` knows where the reader goes on behind `stop`; without it, nothing beyond that is asked of a remote. `deadline` is the request's;
+    without one each piece has its own.
     """
 
     def __init__(
@@ -223,6 +229,7 @@ class PlannedRead:
         may_wait: bool,
         may_recall: bool,
         ahead: ReadAhead | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self._volume = volume
         self._plan = plan
@@ -231,6 +238,7 @@ class PlannedRead:
         self._slice = 0
         self._began = False
         self._ahead = ahead
+        self._deadline = deadline
         self.may_wait = may_wait
         self.may_recall = may_recall
 
@@ -262,7 +270,7 @@ class PlannedRead:
         count = min(READ_BYTES - inside % READ_BYTES, end - at)
         return read_extent(
             self._volume, piece.extent, inside, inside + count, may_wait=self.may_wait, may_recall=self.may_recall,
-            goes_to=self._goes_to, patience_s=copies.PATIENCE_S if self._began else 0.0,
+            goes_to=self._goes_to, deadline=self._deadline, patience_s=copies.PATIENCE_S if self._began else 0.0,
         )  # fmt: skip
 
     def _goes_to(self, place: CopyRow, at: int) -> int:
@@ -280,9 +288,12 @@ def read_planned(
     may_wait: bool = True,
     may_recall: bool = True,
     ahead: ReadAhead | None = None,
+    deadline: Deadline | None = None,
 ) -> PlannedRead:
     """See `PlannedRead`. Its pieces raise what `read_extent` does."""
-    return PlannedRead(volume, plan, start, stop, may_wait=may_wait, may_recall=may_recall, ahead=ahead)
+    return PlannedRead(
+        volume, plan, start, stop, may_wait=may_wait, may_recall=may_recall, ahead=ahead, deadline=deadline
+    )
 
 
 def _zeros(count: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stratum import packs, warm
 from stratum.blocks import BLOCK_BYTES, blocks_match
+from stratum.deadlines import Deadline
 from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import DataDamaged, StratumError
 from stratum.log import get_logger
@@ -86,7 +87,7 @@ def read_whole(volume: Volume, number: int, row: ExtentRow, checksums: bytes, lo
     while at < row.length:
         piece = read(
             volume, number, row, checksums, located, at, row.length, may_wait=True, may_recall=True,
-            goes_to=to_its_end, patience_s=PATIENCE_S,
+            goes_to=to_its_end, deadline=Deadline(volume.config.cold_recall_s_max), patience_s=PATIENCE_S,
         )  # fmt: skip
         pieces.append(piece)
         at += len(piece)
@@ -105,6 +106,7 @@ def read(
     may_wait: bool,
     may_recall: bool,
     goes_to: Callable[[CopyRow, int], int],
+    deadline: Deadline,
     patience_s: float,
 ) -> bytes | memoryview:
     """Bytes of an extent from `start` on: all up to `stop`, or of a cold one the first of them.
@@ -126,7 +128,8 @@ def read(
             elif not may_recall or not may_wait:
                 raise WouldRecall
             else:
-                data = _read_cold(volume, wanted, place, pack, goes_to(place, place.offset + start), patience_s)
+                goal = goes_to(place, place.offset + start)
+                data = _read_cold(volume, wanted, place, pack, goal, deadline, patience_s)
         except StratumError as error:
             problems.append(error)
             continue
@@ -169,7 +172,7 @@ def report_damage(volume: Volume, pack: int, why: str) -> None:
 
 
 def _read_cold(
-    volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, goes_to: int, patience_s: float
+    volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, goes_to: int, deadline: Deadline, patience_s: float
 ) -> bytes:
     """At least the first block, and what else has arrived, in whole blocks. `goes_to`: in the pack."""
     first, last = wanted.first, wanted.last
@@ -177,7 +180,7 @@ def _read_cold(
     for attempt in (1, 2):
         data = volume.cold.read(
             place.pack, pack, place.offset + first, place.offset + least, place.offset + last,
-            max(goes_to, place.offset + last), patience_s,
+            max(goes_to, place.offset + last), deadline, patience_s,
         )  # fmt: skip
         if len(data) < last - first:
             data = data[: max(len(data) // BLOCK_BYTES * BLOCK_BYTES, least - first)]

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from stratum.deadlines import Deadline
+
     Fetcher = Callable[[int, int], Iterator[bytes]]
     """Streams bytes [first, last) of a pack."""
 
 CELL_BYTES = 1024 * 1024
+LATE = "the bytes did not arrive from the remote in time; see `stratum cold check`, then try again"
 AHEAD_CELLS_MAX = EXTENT_BYTES_MAX // CELL_BYTES
 CELL_MAGIC = b"cell"
 _HEADER = struct.Struct("<4sI")
@@ -103,14 +106,14 @@ class RecallCache:
         stop: int,
         wanted_stop: int,
         fetch: Fetcher,
-        deadline_s: float,
+        deadline: Deadline,
         patience_s: float = 0.0,
     ) -> bytes:
         """Bytes of a pack of `length` from `start` to at least `least_stop`, and on to `stop` as far as they are there.
 
         While they are arriving it waits for those up to `stop`, or the end of the cell, for `patience_s`.
         Fetches run on to `wanted_stop`, for who asks next, one after the other without a gap.
-        Raises what `fetch` raises, and `TierUnavailable` after `deadline_s` (monotonic).
+        Raises what `fetch` raises, and `TierUnavailable` when the deadline has passed.
         """
         pieces = []
         while start < stop:
@@ -118,9 +121,7 @@ class RecallCache:
             end = min((cell + 1) * CELL_BYTES, stop)
             if start < least_stop:
                 least = min(end, least_stop)
-                piece = self._read_cell(
-                    pack, length, cell, start, least, end, wanted_stop, fetch, deadline_s, patience_s
-                )
+                piece = self._read_cell(pack, length, cell, start, least, end, wanted_stop, fetch, deadline, patience_s)
             else:
                 piece = self._there(pack, cell, start, end)
             pieces.append(piece)
@@ -236,7 +237,7 @@ class RecallCache:
 
     def _read_cell(
         self, pack: int, length: int, cell: int, start: int, stop: int, most: int, wanted_stop: int,
-        fetch: Fetcher, deadline_s: float, patience_s: float,
+        fetch: Fetcher, deadline: Deadline, patience_s: float,
     ) -> bytes:  # fmt: skip
         """Bytes of one cell from `start` to at least `stop`, at most `most`, for which it waits a while."""
         patient_s = time.monotonic() + patience_s if patience_s else 0.0
@@ -262,10 +263,8 @@ class RecallCache:
                         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         break
                     except BlockingIOError:
-                        if time.monotonic() > deadline_s:
-                            raise TierUnavailable(
-                                "the bytes did not arrive from the remote in time; see `stratum cold check`, then try again"
-                            ) from None
+                        if deadline.passed:
+                            raise TierUnavailable(LATE) from None
                     watched += 1
                     self._wait(arrivals, WATCH_S if watched < 50 else 5 * WATCH_S)
                 span = _span(fd, cell)
@@ -277,6 +276,8 @@ class RecallCache:
                     self._path(pack, cell).unlink(missing_ok=True)
                     begin = cell * CELL_BYTES  # else who reads backwards would begin anew each time
                     continue
+                if deadline.passed:
+                    raise TierUnavailable(LATE)
                 mine = self._begin(fd, pack, length, cell, span, begin, max(wanted_stop, stop), fetch)
                 fd = -1  # the fetch has it, and its lock
             finally:

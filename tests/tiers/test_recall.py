@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stratum import recall
+from stratum.deadlines import Deadline
 from stratum.errors import TierUnavailable
 from stratum.recall import CELL_BYTES, RecallCache
 from tests.support import new_seed
@@ -52,7 +53,7 @@ class Far:
         while at < stop:
             least = min(at + BLOCK, stop)
             piece = cache.read(
-                PACK, len(self.data), at, least, stop, max(wanted_stop, stop), self.fetch, time.monotonic() + 20, patience_s
+                PACK, len(self.data), at, least, stop, max(wanted_stop, stop), self.fetch, Deadline(20), patience_s
             )  # fmt: skip
             assert len(piece) >= least - at
             assert piece == self.data[at : at + len(piece)]
@@ -180,7 +181,7 @@ def test_who_is_patient_gets_the_rest_of_the_cell(cache: RecallCache) -> None:
     far = Far(2)
     far.read(cache, 0, BLOCK, 2 * CELL_BYTES)
     found = cache.read(
-        PACK, len(far.data), BLOCK, 2 * BLOCK, 2 * CELL_BYTES, 2 * CELL_BYTES, far.fetch, time.monotonic() + 20, 20.0
+        PACK, len(far.data), BLOCK, 2 * BLOCK, 2 * CELL_BYTES, 2 * CELL_BYTES, far.fetch, Deadline(20), 20.0
     )
     assert len(found) >= CELL_BYTES - BLOCK
 
@@ -190,9 +191,7 @@ def test_patience_ends_when_nobody_fetches_the_rest(cache: RecallCache) -> None:
     far.fails_at = 4 * BLOCK
     far.read(cache, 0, BLOCK, 2 * CELL_BYTES)
     settled(cache)
-    found = cache.read(
-        PACK, len(far.data), BLOCK, 2 * BLOCK, CELL_BYTES, CELL_BYTES, far.fetch, time.monotonic() + 3600, 3600.0
-    )
+    found = cache.read(PACK, len(far.data), BLOCK, 2 * BLOCK, CELL_BYTES, CELL_BYTES, far.fetch, Deadline(3600), 3600.0)
     assert found == far.data[BLOCK : BLOCK + len(found)]
 
 

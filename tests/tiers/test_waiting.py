@@ -1,0 +1,107 @@
+"""What a process sees that waits for a remote: how long, and how it ends the wait."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.support import Server, need_fuse, stratum
+from tests.tiers.fault_proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BUCKET = "tiered"
+DATA = os.urandom(700_000)
+RECALL_S_MAX = 6.0
+
+
+class Far:
+    """A served and mounted volume whose remote answers nothing while it is `away`."""
+
+    def __init__(self, server: Server, proxy: FaultProxy) -> None:
+        assert server.mount is not None
+        self.server = server
+        self.proxy = proxy
+        self.s3: Any = server.client(read_timeout=60, retries={"total_max_attempts": 1})
+        self.home = server.mount / BUCKET
+
+    def away(self, *, away: bool = True) -> None:
+        """A request that hangs when it comes back goes on hanging."""
+        self.proxy.plan = lambda method, path, _: "hang" if away and method == "GET" and "/v1/" in path else ""
+
+    def cold(self, key: str, data: bytes = DATA) -> Path:
+        """A file whose bytes lie in the remote alone."""
+        self.s3.put_object(Bucket=BUCKET, Key=key, Body=data)
+        stratum("tier", "move", self.server.root, f"{BUCKET}/{key}", "cold", "--wait")
+        return self.home / key
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, moto: str) -> Iterator[Far]:
+    need_fuse()
+    root = tmp_path_factory.mktemp("waiting")
+    proxy = FaultProxy(moto)
+    credentials = root / "credentials"
+    credentials.write_text('{"access_key": "AKREMOTE", "secret_key": "remotesecretvalue"}')
+    credentials.chmod(0o600)
+    server = Server(root, mount=True)
+    server.owned = True
+    unpressed = {"low_percent": 99.7, "high_percent": 99.8, "emergency_percent": 99.9}
+    server.configure({
+        "tiering": {"interval_s": 0.1, **unpressed}, "cold": {"recall_s_max": RECALL_S_MAX, "request_s_max": 25.0},
+    })  # fmt: skip
+    stratum(
+        "cold", "add", server.root, "far", "--endpoint", proxy.endpoint, "--bucket", "waiting", "--create-bucket", "--credentials", credentials,
+    )  # fmt: skip
+    server.start()
+    made = Far(server, proxy)
+    made.s3.create_bucket(Bucket=BUCKET)
+    try:
+        yield made
+    finally:
+        made.away(away=False)
+        code = server.stop()
+        proxy.stop()
+    assert code == 0
+    expected = ("operation_failed operation=read", "internal_error", "body_broken")
+    assert [line for line in server.errors() if "Traceback" in line or not any(word in line for word in expected)] == []
+
+
+@pytest.fixture
+def far(served: Far) -> Iterator[Far]:
+    served.away(away=False)
+    yield served
+    served.away(away=False)
+
+
+@pytest.mark.parametrize("face", ["s3", "mount"])
+def test_a_read_waits_one_deadline(far: Far, face: str) -> None:
+    path = far.cold(f"once-{face}")
+    far.away()
+    began = time.monotonic()
+    with pytest.raises((ClientError, OSError)):
+        if face == "s3":
+            far.s3.get_object(Bucket=BUCKET, Key=path.name)
+        else:
+            path.read_bytes()
+    assert RECALL_S_MAX * 0.9 <= time.monotonic() - began < RECALL_S_MAX * 1.7
+
+
+def test_what_the_kernel_asks_for_again_has_waited_already(far: Far) -> None:
+    """A handle from before the file went goes through the kernel's cache, which asks for a range and then for its pages."""
+    far.s3.put_object(Bucket=BUCKET, Key="was-hot", Body=DATA)
+    path = far.home / "was-hot"
+    with path.open("rb", buffering=0) as file:
+        stratum("tier", "move", far.server.root, f"{BUCKET}/was-hot", "cold", "--wait")
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        far.away()
+        began = time.monotonic()
+        with pytest.raises(OSError, match="Input/output error"):
+            file.read(300_000)
+        assert RECALL_S_MAX * 0.9 <= time.monotonic() - began < RECALL_S_MAX * 1.7
