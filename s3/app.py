@@ -311,6 +311,8 @@ class Application:
         handler, exchange.operation = route(request)
         with volume.snapshot() as reader:
             identity = authenticate(request, self._identities, reader)
+            if request.raw_query:
+                handler, exchange.operation = route(request)  # again: the query may hold headers
             exchange.user = identity.user.name if identity.user else "-"
             user_id = None if identity.anonymous else identity.user_id
             exchange.incoming.pace = self._limiter.admit(reader, user_id, request.bucket)

@@ -1,7 +1,8 @@
 """Who sent a request: once, before anything else looks at it. Default deny.
 
 A request is anonymous only if it carries no trace of a signature. Every x-amz-* header of a signed request must be signed:
-an unsigned one in a presigned URL would let whoever holds the URL turn a PUT into a copy.
+an unsigned one in a presigned URL would let whoever holds the URL turn a PUT into a copy. An x-amz-* parameter that the
+signature covers counts as the header (`query_headers`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from stratum.errors import NoSuchAccessKey
-from stratum.s3 import signatures
+from stratum.s3 import query_headers, signatures
 from stratum.s3.errors import S3Error
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def authenticate(request: S3Request, identities: Identities, reader: InodeReader
         return _version_4_query(request, identities, reader)
     if in_query_v2:
         return _version_2_query(request, identities, reader)
+    query_headers.take(request)
     payload = request.header("x-amz-content-sha256") or signatures.UNSIGNED
     if payload in {signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER}:
         raise S3Error("AccessDenied", "an anonymous request cannot have signed chunks")
@@ -158,12 +160,15 @@ def _scope(region_wanted: str, credential: str, code: str) -> tuple[str, str, st
     return access_key, date, region, service
 
 
-def _check_signed_headers(request: S3Request, signed: list[str], *, presigned: bool) -> None:
+def _check_signed_headers(request: S3Request, signed: list[str], in_query: dict[str, str] | None = None) -> None:
+    """`in_query`, of a presigned URL, are the headers that its query repeats, and so signs."""
     if "host" not in signed:
         raise S3Error("AccessDenied", "the host header must be signed")
     missing = sorted(name for name in request.fields if name.startswith("x-amz-") and name not in signed)
+    if in_query:
+        missing = [name for name in missing if in_query.get(name) != request.fields[name]]
     if (
-        presigned
+        in_query is not None
         and missing == ["x-amz-content-sha256"]
         and request.header("x-amz-content-sha256") == signatures.UNSIGNED
     ):
@@ -227,12 +232,13 @@ def _version_4_header(request: S3Request, authorization: str, identities: Identi
     _check_payload_name(payload)
     unsigned = [name for name in fields if name.startswith("x-amz-") and name not in parsed.amz]
     if unsigned or "host" not in parsed.signed:
-        _check_signed_headers(request, parsed.signed, presigned=False)
+        _check_signed_headers(request, parsed.signed)
     query = signatures.canonical_query(request.pairs) if request.raw_query else ""
     lines = "".join([f"{name}:{signatures.canonical_value(fields.get(name, ''))}\n" for name in parsed.signed])
     canonical = f"{request.method}\n{signatures.encode_path(request.raw_path)}\n{query}\n{lines}\n{';'.join(parsed.signed)}\n{payload}"
     key = signatures.signing_key(credential.secret_key, parsed.date, parsed.region, parsed.service)
     wanted = _matching(signatures.request_signatures(key, stamp, parsed.scope, canonical), claimed.strip(), credential)
+    query_headers.take(request)
     return Identity(credential.user, payload, key, stamp, parsed.scope, wanted)
 
 
@@ -285,10 +291,9 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
             Expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s + expires_s)),
         )
     signed = query["X-Amz-SignedHeaders"].split(";")
-    _check_signed_headers(request, signed, presigned=True)
-    payload = request.header("x-amz-content-sha256") or signatures.UNSIGNED
-    if "x-amz-content-sha256" in query:
-        payload = query["x-amz-content-sha256"]
+    in_query = query_headers.collect(request)
+    _check_signed_headers(request, signed, in_query)
+    payload = in_query.get("x-amz-content-sha256") or request.header("x-amz-content-sha256") or signatures.UNSIGNED
     _check_payload_name(payload)
     canonical_query = signatures.canonical_query(pair for pair in request.pairs if pair[0] != b"X-Amz-Signature")
     canonical = signatures.canonical_request(
@@ -298,6 +303,8 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
     key = signatures.signing_key(credential.secret_key, date, region, service)
     possible = signatures.request_signatures(key, query["X-Amz-Date"], scope, canonical)
     wanted = _matching(possible, query["X-Amz-Signature"], credential)
+    query_headers.merge(request, in_query)
+    query_headers.forget_checksums_of_nothing(request, in_query)
     return Identity(credential.user, payload, key, query["X-Amz-Date"], scope, wanted)
 
 
@@ -330,6 +337,13 @@ def _v2_check(request: S3Request, credential: Credential, claimed: str, date: st
 
 def _version_2_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
     _v2_allowed(request)
+    in_query = query_headers.collect(request) if request.raw_query else {}
+    if in_query:
+        raise S3Error(
+            "AccessDenied",
+            "There were query parameters that stand for headers and are not signed",
+            HeadersNotSigned=", ".join(sorted(in_query)),
+        )
     access_key, colon, claimed = authorization[4:].strip().rpartition(":")
     if not colon or not access_key:
         raise S3Error(
@@ -358,4 +372,8 @@ def _version_2_query(request: S3Request, identities: Identities, reader: InodeRe
         raise S3Error("AccessDenied", "Expires is not a time in seconds")
     if time.time() > int(expires):
         raise S3Error("AccessDenied", "the presigned URL has expired")
-    return _v2_check(request, credential, query["Signature"], expires)
+    in_query = query_headers.collect(request, query_headers.VERSION_2)
+    query_headers.merge(request, in_query)
+    identity = _v2_check(request, credential, query["Signature"], expires)
+    query_headers.forget_checksums_of_nothing(request, in_query)
+    return identity
