@@ -318,8 +318,7 @@ def _v2_allowed(request: S3Request) -> None:
 
 def _v2_resource(request: S3Request) -> str:
     path = signatures.encode_path(request.raw_path)
-    in_path = request.raw_path[1:].partition(b"/")[0] == request.bucket.encode()
-    return path if in_path or not request.bucket else f"/{request.bucket}{path}"
+    return f"/{request.bucket}{path}" if request.virtual_host else path
 
 
 def _v2_check(request: S3Request, credential: Credential, claimed: str, date: str) -> Identity:

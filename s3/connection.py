@@ -1,70 +1,117 @@
-"""One HTTP connection: uvicorn's protocol on llhttp, with the limits it does not have.
+"""One HTTP connection: uvicorn's protocol on llhttp, with the limits and the framing rules they do not have.
 
 A client may take HEAD_S_MAX for a request's head and make it HEAD_BYTES_MAX long; what it then sends is the application's
-to time (`incoming`), and a connection without a request is uvicorn's to close.
+to time (`incoming`), and a connection that waits for a request is uvicorn's to close.
+
+Answers go out in the order of the requests, refusals of unreadable ones included, and nothing is read behind one of those.
+A body whose end llhttp did not see never counts as complete.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import functools
 import secrets
 import struct
 import termios
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stratum import metrics
 from stratum.log import get_logger
-from stratum.s3.errors import STATUS
+from stratum.s3 import framing
+from stratum.s3.errors import S3Error
 from stratum.s3.xml import error as error_body
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable
 
 HEAD_S_MAX = 30.0
 HEAD_BYTES_MAX = 64 * 1024
+HEAD_FIELDS_MAX = 512
 CONNECTIONS_MAX = 2048
 BUSY_RETRY_S = 1
+_FRUITLESS_BYTES_MAX = 2 * HEAD_BYTES_MAX
+"""What may come without a field, a piece of a body or an end coming out of it: llhttp's binding gathers a field in memory."""
+_BETWEEN, _HEAD, _BODY, _BROKEN = range(4)
 _HEADERS = [(b"content-type", b"application/xml"), (b"server", b"Stratum"), (b"connection", b"close")]
 log = get_logger("s3")
 
 
-class HeadTooLarge(ValueError):
-    """llhttp turns it into a refused request."""
+class StopParsing(ValueError):
+    """Raised in a callback of llhttp to end it."""
 
 
-def _refusal(code: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body for who is refused before the application sees a request."""
+def _refusal(error: S3Error) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body for a request that is refused before the application sees it."""
     request_id = secrets.token_hex(8)
-    log.info("refused", request_id=request_id, code=code, why=message)
-    body = error_body(code, message, "", request_id, {})
+    log.info("refused", request_id=request_id, code=error.code, why=error.message)
+    body = error_body(error.code, error.message, "", request_id, error.extra)
     identity, length = (b"x-amz-request-id", request_id.encode()), (b"content-length", str(len(body)).encode())
     return [*_HEADERS, identity, length], body
 
 
-async def _busy(_scope: object, _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    headers, body = _refusal("SlowDown", "this process has as many connections as it takes; try again in a moment")
-    headers.append((b"retry-after", str(BUSY_RETRY_S).encode()))
-    await send({"type": "http.response.start", "status": STATUS["SlowDown"], "headers": headers})
+async def _refuse(
+    error: S3Error, _scope: object, _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]
+) -> None:
+    """An application that answers with an error."""
+    headers, body = _refusal(error)
+    if error.code == "SlowDown":
+        headers.append((b"retry-after", str(BUSY_RETRY_S).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
+
+_BUSY = functools.partial(
+    _refuse, S3Error("SlowDown", "Reduce your request rate: too many connections are open. Try again in a moment.")
+)
+_NOT_HTTP = "this is not an HTTP/1.1 request"
 
 UNSENT = "stratum.unsent_bytes"
 """Key of the scope: a function that says how much of what was sent the client has not taken yet."""
 
 
+class _Cycle(RequestResponseCycle):
+    """A request and its answer. When its body is `broken` the application hears that no more comes, and may still answer."""
+
+    broken = False
+
+    async def receive(self) -> Any:
+        if self.broken:
+            return {"type": "http.disconnect"}
+        return await super().receive()
+
+    def body_breaks(self) -> None:
+        self.broken = True
+        self.keep_alive = False
+        self.message_event.set()
+
+    def client_goes(self) -> None:
+        self.disconnected = True
+        self.message_event.set()
+
+
 class Connection(HttpToolsProtocol):
-    """`raw_path` of the scope is the request target as it came: `httptools` would read `//a` as a host."""
+    """uvicorn calls what it inherits from asyncio, httptools the `on_` methods."""
 
     connections_max = CONNECTIONS_MAX
     """Of one process. The worker lowers it to what its descriptors allow."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._application = self.app
+        self._stage = _BETWEEN
         self._head_bytes = 0
+        self._head_fields = 0
+        self._watched: list[tuple[bytes, bytes]] = []
+        self._progress = 0
+        self._fruitless_bytes = 0
+        self._error: S3Error | None = None
+        self.cycle: _Cycle = None  # type: ignore[assignment]  # uvicorn's, until there is one
+        self._running: _Cycle | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def _unsent_bytes(self) -> int:
@@ -86,6 +133,8 @@ class Connection(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    # -- the connection -----------------------------------------------------------------------------------------------
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
         metrics.S3_CONNECTIONS.add()
@@ -94,45 +143,157 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         metrics.S3_CONNECTIONS.add(amount=-1)
+        if self._running is not None and not self._running.response_complete:
+            self._running.client_goes()  # uvicorn tells the last request only, which may still be queued
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._stage == _BROKEN:
+            return
+        progress = self._progress
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._break()
+            return
+        if self._progress != progress:
+            self._fruitless_bytes = 0
+        else:
+            self._fruitless_bytes += len(data)
+            if self._fruitless_bytes > _FRUITLESS_BYTES_MAX:
+                self._head_bytes += self._fruitless_bytes
+                self._break()
+                return
+        cycle = self.cycle
+        if (cycle is None or cycle.response_complete) and self._deadline is None and not self.transport.is_closing():
+            # Nothing is being answered, and what came is no whole head: the rest of one, or of a body that nobody wants.
+            self._arm()
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """The head that llhttp just read, without the field that made it end there. A new parser reads on behind it.
+
+        Nothing is upgraded to here, and then the request is served as if it had not asked (RFC 9110 7.8).
+        """
+        lines = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        head = b"%s %s HTTP/%s\r\n%s\r\n" % (
+            self.parser.get_method(), self.url, self.parser.get_http_version().encode(), b"".join(lines),
+        )  # fmt: skip
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return head
+
+    def _break(self) -> None:
+        """What came cannot be read. The request it belongs to is answered, after those before it, and then all ends."""
+        stage, self._stage = self._stage, _BROKEN
+        self._disarm()
+        if stage == _BODY:
+            self.cycle.body_breaks()
+            if self.cycle.response_complete:
+                self.transport.close()
+            return
+        error = self._error
+        if error is None and self._head_bytes > HEAD_BYTES_MAX:
+            error = S3Error(
+                "RequestHeaderSectionTooLarge",
+                f"Your request header section exceeds the maximum allowed size: {HEAD_BYTES_MAX} bytes in {HEAD_FIELDS_MAX} fields.",
+            )
+        refuse = functools.partial(_refuse, error or S3Error("BadRequest", _NOT_HTTP))
+        self._enqueue({"type": "http", "method": "GET", **(self.scope or {})}, refuse, waits=False, keep_alive=False)
+
+    # -- requests, one after the other --------------------------------------------------------------------------------
+
+    def _enqueue(self, scope: Any, application: Any, *, waits: bool, keep_alive: bool) -> None:
+        before = self.cycle
+        self.cycle = cycle = _Cycle(
+            scope=scope, transport=self.transport, flow=self.flow, logger=self.logger, access_logger=self.access_logger,
+            access_log=False, default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
+            expect_100_continue=waits, keep_alive=keep_alive, on_response=self.on_response_complete,
+        )  # fmt: skip
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, application)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, application))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
+        self._stage = _HEAD
+        self._progress += 1
+        self._head_bytes = self._head_fields = 0
+        self._watched = []
         if self._deadline is None:
             self._arm()
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
-        super().on_url(url)
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_fields += 1
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._stage != _HEAD:
+            return  # a trailer: none means anything here, and none may pass for a header (RFC 9110 6.5.1)
+        name = name.lower()
+        field = (name, value.strip(b" \t"))
+        if name in framing.WATCHED:
+            self._watched.append(field)
+        self.headers.append(field)
 
     def _count(self, size: int) -> None:
+        self._progress += 1
         self._head_bytes += size
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise HeadTooLarge
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own sentence says less
-        """The head could not be read, or it is too long."""
-        if self._head_bytes > HEAD_BYTES_MAX:
-            code, message = (
-                "RequestHeaderSectionTooLarge",
-                f"the head of the request is longer than {HEAD_BYTES_MAX} bytes",
-            )
-        else:
-            code, message = "BadRequest", "this is not an HTTP/1.1 request"
-        headers, body = _refusal(code, message)
-        head = b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.transport.write(b"HTTP/1.1 %d Bad Request\r\n%s\r\n%s" % (STATUS[code], head, body))
-        self.transport.close()
+        if self._head_bytes > HEAD_BYTES_MAX or self._head_fields > HEAD_FIELDS_MAX:
+            self._head_bytes = HEAD_BYTES_MAX + 1
+            raise StopParsing
 
     def on_headers_complete(self) -> None:
+        parser, scope = self.parser, self.scope
+        method = parser.get_method().decode("ascii")
+        if parser.should_upgrade() and method != "CONNECT":
+            return  # it comes once more, from `_without_upgrade`
+        scope["method"] = method
+        version = parser.get_http_version()
+        try:
+            waits = framing.check_fields(version, self._watched)
+            path, query, authority = framing.split_target(method, self.url)
+        except S3Error as error:
+            self._error = error
+            raise StopParsing from error
+        if authority:
+            self.headers[:] = [(name, authority if name == b"host" else value) for name, value in self.headers]
         self._disarm()
-        self.app = self._application if len(self.connections) <= self.connections_max else _busy
-        super().on_headers_complete()
-        cast("dict[str, Any]", self.scope)[UNSENT] = self._unsent_bytes
-        if self.url.startswith(b"/"):
-            self.scope["raw_path"], _, self.scope["query_string"] = self.url.partition(b"?")
+        self._stage = _BODY
+        scope["http_version"] = version
+        text = path.decode("ascii")
+        scope["path"] = unquote(text) if "%" in text else text
+        scope["raw_path"], scope["query_string"] = path, query
+        scope[UNSENT] = self._unsent_bytes  # type: ignore[literal-required]  # ours
+        self._enqueue(
+            scope, self.app if len(self.connections) <= self.connections_max else _BUSY,
+            waits=waits, keep_alive=version != "1.0" and parser.should_keep_alive(),
+        )  # fmt: skip
+
+    def on_body(self, body: bytes) -> None:
+        self._progress += 1
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._stage != _BODY:
+            return  # the parser gave up behind the head of an Upgrade: its body is still to come
+        self._stage = _BETWEEN
+        self._progress += 1
+        super().on_message_complete()

@@ -54,7 +54,7 @@ class Incoming:
                         gathered.append(chunk)
                         size += len(chunk)
                         self._count += len(chunk)
-                        self.ended = self._count == self.length or not message.get("more_body", False)
+                        self._take_end(more=message.get("more_body", False))
                         deadline.reschedule(loop.time() + self._idle_s_max)
             except TimeoutError:
                 self._given_up = True
@@ -67,6 +67,16 @@ class Incoming:
                     await asyncio.sleep(self.pace.sent(size))
                 yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
             gathered, size = [], 0
+
+    def _take_end(self, *, more: bool) -> None:
+        """Whatever the server says of the end, a body is whole with the bytes that were announced, and with no others."""
+        self.ended = self._count == self.length or not more
+        if self.ended and self.length not in {-1, self._count}:
+            self._given_up = True
+            raise S3Error(
+                "IncompleteBody",
+                f"You did not provide the number of bytes specified by the Content-Length HTTP header: {self.length}, of which {self._count} came",
+            )
 
     async def all(self, bytes_max: int) -> bytes:
         """The whole body. Raises `S3Error` as `blocks` does, and MaxMessageLengthExceeded."""

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from stratum.config import Config
 
 _HEADERS_BYTES_MAX = 16 * 1024
+_SINGLE = frozenset((
+    "authorization", "content-length", "content-md5", "content-type", "date", "host", "if-modified-since", "if-range", "if-unmodified-since", "range",
+    "x-amz-content-sha256", "x-amz-copy-source", "x-amz-copy-source-range", "x-amz-date", "x-amz-decoded-content-length",
+))  # fmt: skip
+"""Fields that are no lists: joined with a comma two of them would be a value that nobody sent."""
 
 
 class S3Request(Request):
@@ -41,17 +46,23 @@ class S3Request(Request):
         for name_raw, value_raw in scope["headers"]:
             name, value = name_raw.decode("latin-1"), value_raw.decode("latin-1")
             size += len(name) + len(value)
-            fields[name] = f"{fields[name]},{value}" if name in fields else value
-        if size > _HEADERS_BYTES_MAX:
-            raise S3Error("RequestHeaderSectionTooLarge", "the request headers are larger than 16 KiB")
-        self.bucket, self.key = self._split()
+            if size > _HEADERS_BYTES_MAX:
+                raise S3Error("RequestHeaderSectionTooLarge", "Your request header section exceeds 16 KiB.")
+            if name not in fields:
+                fields[name] = value
+            elif name in _SINGLE:
+                raise S3Error("InvalidRequest", f"The header {name} stands twice in the request.")
+            else:
+                fields[name] = f"{fields[name]},{value}"
+        bucket_of_host = self._bucket_of_host() if config.s3_domain else ""
+        self.virtual_host = bool(bucket_of_host)
+        """Whether the bucket stands in the Host, and the path holds nothing but the key."""
+        self.bucket, self.key = (bucket_of_host, self.raw_path[1:] or None) if bucket_of_host else self._split()
 
     def _split(self) -> tuple[str, bytes | None]:
-        path = self.raw_path[1:]
-        bucket_of_host = self._bucket_of_host() if self.config.s3_domain else ""
-        if bucket_of_host:
-            return bucket_of_host, path or None
-        bucket, slash, key = path.partition(b"/")
+        bucket, slash, key = self.raw_path[1:].partition(b"/")
+        if slash and not bucket:
+            raise S3Error("InvalidBucketName", "The specified bucket is not valid: the path begins with two slashes.")
         try:
             name = bucket.decode()
         except UnicodeDecodeError as error:
