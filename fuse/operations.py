@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 
 BODY_COOKIE = 1
+SELF_COOKIE, PARENT_COOKIE = (1 << 62) + 2, (1 << 62) + 3
+"""A listing is `.`, `..`, the directory's own object if it has a name here, and the entries."""
 
 
 def cookie_of(entry: bytes) -> int:
-    """Where a listing goes on behind an entry: the same for every handle, since the kernel keeps listings. Never 0 or BODY_COOKIE."""
+    """Where a listing goes on behind an entry: the same for every handle, since the kernel keeps listings. None of the above, and never 0."""
     return (xxhash.xxh3_64_intdigest(entry) >> 2) + 2
 
 
@@ -192,20 +194,39 @@ class Operations(AttributeOperations):
             await self._settle_children(directory.number)
         with self._volume.snapshot() as reader:
             start = self._position(reader, directory, start_id)
+            replied = self._reply_first(reader, token, directory.number, start_id)
+            if replied is None:
+                return
             last = b""
-            if start_id == 0:
-                body = mount_names.body_of(reader, directory.number)
-                if body and not self._reply(token, directory.number, mount_names.BODY, reader.inode(body), BODY_COOKIE):
-                    return
             try:
                 for entry in self._reply_entries(reader, token, directory.number, start):
                     last = entry
             except StillFilling:
                 # A clone's directory has no more yet. What was replied stands: the kernel asks for the rest by itself.
-                if not last and not (start_id == 0 and body):
+                if not last and not replied:
                     raise
             if last:
                 directory.remember(cookie_of(last), last)
+
+    def _reply_first(self, reader: InodeReader, token: pyfuse3.ReaddirToken, number: int, start_id: int) -> int | None:
+        """What comes before the entries, from `start_id` on: how much of it there was, or None if there is no more room."""
+        order = (0, SELF_COOKIE, PARENT_COOKIE, BODY_COOKIE)
+        after = order.index(start_id) if start_id in order else len(order)
+        replied = 0
+        if after < 2:
+            inode = reader.inode(number)
+            parent = inode if number == self.root else content.require_inode(reader, inode.parent) or inode
+            for name, found, cookie in ((b".", inode, SELF_COOKIE), (b"..", parent, PARENT_COOKIE))[after:]:
+                # The kernel looks up neither of them, whatever it is told, so they are not counted.
+                if not pyfuse3.readdir_reply(token, name, self._attributes(found), cookie):
+                    return None
+                replied += 1
+        body = mount_names.body_of(reader, number) if after < 3 else 0
+        if body:
+            if not self._reply(token, number, mount_names.BODY, reader.inode(body), BODY_COOKIE):
+                return None
+            replied += 1
+        return replied
 
     def _reply_entries(
         self, reader: InodeReader, token: pyfuse3.ReaddirToken, directory: int, start: bytes
@@ -242,7 +263,7 @@ class Operations(AttributeOperations):
         A cookie may come from the kernel's cache, which another handle has filled. If its entry has been removed since, the listing
         begins anew: to show a name twice is better than to leave one out.
         """
-        if cookie <= BODY_COOKIE:
+        if cookie in {0, BODY_COOKIE, SELF_COOKIE, PARENT_COOKIE}:
             return b""
         found = directory.positions.get(cookie)
         if found is not None:

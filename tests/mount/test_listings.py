@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import random
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.mount.raw_listing import RawListing
+from tests.support import stratum
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-GETDENTS64 = {"x86_64": 217, "aarch64": 61}[platform.machine()]
-
-
-class RawListing:
-    """getdents64(2) with a buffer of the caller's size: it stops anywhere, not only where a library does."""
-
-    def __init__(self, directory: Path) -> None:
-        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        self._libc = ctypes.CDLL(None, use_errno=True)
-
-    def read(self, size: int) -> list[str]:
-        buffer = ctypes.create_string_buffer(size)
-        got = self._libc.syscall(ctypes.c_long(GETDENTS64), self._descriptor, buffer, size)
-        assert got >= 0, os.strerror(ctypes.get_errno())
-        names, at = [], 0
-        while at < got:
-            length = int.from_bytes(buffer.raw[at + 16 : at + 18], "little")
-            names.append(buffer.raw[at + 19 : at + length].split(b"\0")[0].decode())
-            at += length
-        return names
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+    from tests.support import Server
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["not kept yet", "kept by the kernel"])
@@ -66,3 +46,61 @@ def test_who_removes_what_he_lists_leaves_nothing(s3: Any, home: Path, meanwhile
     listing.close()
     assert set(seen) == wanted
     assert not wanted & set(os.listdir(folder))
+
+
+DIRECTORY = 4
+"""DT_DIR."""
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["not kept yet", "kept by the kernel"])
+@pytest.mark.parametrize("where", ["root", "bucket", "folder", "empty folder", "object of its own", "snapshot"])
+def test_a_directory_lists_itself_and_its_parent(
+    mounted: Server, s3: Any, home: Path, where: str, *, filled: bool
+) -> None:
+    assert mounted.mount is not None
+    for name in ("folder", "empty"):
+        (home / name).mkdir()
+    for number in range(40):
+        (home / "folder" / f"name-{number:04d}").touch()
+    s3.put_object(Bucket=home.name, Key="own/", Body=b"bytes")
+    s3.put_object(Bucket=home.name, Key="own/name", Body=b"")
+    path = {"root": mounted.mount, "bucket": home, "folder": home / "folder", "empty folder": home / "empty", "object of its own": home / "own"}.get(where)  # fmt: skip
+    if path is None:
+        stratum("snapshot", "create", mounted.root, f"{home.name}/folder", "dots")
+        path = mounted.mount / f"{home.name}.snap.dots"
+    if filled:
+        os.listdir(path)
+    listing = RawListing(path)
+    found = listing.rest(120)  # a few names at a time
+    names = [name for name, *_ in found]
+    assert names[:2] == [".", ".."]
+    assert len(set(names)) == len(names)
+    assert sorted(names[2:]) == sorted(os.listdir(path))
+    assert found[0][1:3] == (path.stat().st_ino, DIRECTORY)
+    parent = path if where == "root" else path.parent
+    assert found[1][1:3] == (parent.stat().st_ino, DIRECTORY)
+    for position, (_, _, _, offset) in enumerate(found):
+        listing.seek(offset)
+        assert [name for name, *_ in listing.rest(300)] == names[position + 1 :]
+    listing.close()
+    listed = subprocess.run(["ls", "-a", path], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert {".", ".."} <= set(listed)
+    if where == "snapshot":
+        stratum("snapshot", "remove", mounted.root, f"{home.name}/folder", "dots")
+
+
+def test_where_a_listing_was_is_found_again_after_names_have_gone(home: Path) -> None:
+    """telldir(3) and seekdir(3) over deletions, in front of the place and at it."""
+    for number in range(300):
+        (home / f"name-{number:04d}").touch()
+    listing = RawListing(home)
+    entries = listing.entries(2000)
+    name, _, _, offset = entries[-1]
+    (home / entries[3][0]).unlink()
+    listing.seek(offset)
+    behind = [found for found, *_ in listing.rest()]
+    (home / name).unlink()
+    listing.seek(offset)
+    again = [found for found, *_ in listing.rest()]
+    assert set(behind) <= set(again), "none is left out"
+    listing.close()

@@ -23,6 +23,7 @@ from stratum.schema import ChangeRow, unpack_json
 from stratum.stillness import name_of
 from stratum.volume import Volume
 from tests.appliance.test_admin import scrape, value
+from tests.mount.raw_listing import RawListing
 from tests.support import put, serving, stratum
 
 if TYPE_CHECKING:
@@ -361,6 +362,9 @@ def test_a_mount_of_one_bucket(plain: Server, tmp_path: Path) -> None:
         assert s3.get_object(Bucket="two", Key="top")["Body"].read() == b"x"
         assert two.stat().st_ino == 1
         assert (two / "d" / "..").stat().st_ino == 1
+        listing = RawListing(two)
+        assert [entry[:2] for entry in listing.rest()[:2]] == [(".", 1), ("..", 1)]
+        listing.close()
         os.setxattr(two, "user.where", b"the bucket's directory")
         assert os.getxattr(two, "user.where") == b"the bucket's directory"
         before = two.stat().st_mtime_ns
