@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+from pathlib import Path
 
 import pyfuse3
 import trio
@@ -23,6 +24,30 @@ CLONE = b"user.stratum.clone"
 
 WHY = b"user.stratum.why"
 """Of a file: where it lies and why, as JSON. It is not listed and cannot be set."""
+TRUSTED = b"trusted."
+CAPABILITY = b"security.capability"
+"""`negotiate.c` answers for it that there is none."""
+CAP_SYS_ADMIN = 1 << 21
+
+
+def check_name(name: bytes) -> None:
+    """As xattr(7) has it and the kernel's own file systems answer."""
+    if name in files.XATTR_NAMESPACES:
+        raise pyfuse3.FUSEError(errno.EINVAL)
+    if not files.is_attribute_name(name):
+        raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+
+
+def is_administrator(ctx: pyfuse3.RequestContext) -> bool:
+    """Whether the process has CAP_SYS_ADMIN over the machine, and not only over a user namespace of its own. Slow: it reads /proc."""
+    try:
+        process = Path("/proc") / str(ctx.pid)
+        if (process / "ns/user").readlink() != Path("/proc/self/ns/user").readlink():
+            return False
+        lines = (process / "status").read_text().splitlines()
+        return bool(int(next(line for line in lines if line.startswith("CapEff:")).split()[1], 16) & CAP_SYS_ADMIN)
+    except (OSError, StopIteration):  # another pid namespace, or a daemon that is not root
+        return ctx.uid == 0
 
 
 class AttributeOperations(FileOperations):
@@ -115,6 +140,7 @@ class AttributeOperations(FileOperations):
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        check_name(name)
         if access_lists.is_one(name) and not self._fresh(inode).flags & access_lists.FLAGS[name]:
             raise pyfuse3.FUSEError(errno.ENODATA)
         await self._settle_number(inode)
@@ -134,11 +160,15 @@ class AttributeOperations(FileOperations):
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         await self._settle_number(inode)
         with self._volume.snapshot() as reader:
-            return files.list_attributes(reader, inode)
+            names = files.list_attributes(reader, inode)
+        if any(name.startswith(TRUSTED) for name in names) and not is_administrator(ctx):
+            names = [name for name in names if not name.startswith(TRUSTED)]
+        return names
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        if name.startswith((b"system.", b"security.capability")) and not access_lists.is_one(name):
+        check_name(name)
+        if name == CAPABILITY:
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         await self._settle_number(inode)
         if name == WHY:
@@ -151,6 +181,7 @@ class AttributeOperations(FileOperations):
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        check_name(name)
         await self._settle_number(inode)
         await self.commit(lambda tx: files.remove_attribute(tx, inode, name), frees=True)
 

@@ -20,6 +20,7 @@ from stratum.errors import (
     InvalidName,
     IsADirectory,
     NameTooLong,
+    NoSpace,
     NoSuchAttribute,
     NotADirectory,
     NotFound,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 XATTR_BYTES_MAX = 64 * 1024
 XATTR_NAME_BYTES_MAX = 255
+XATTR_LIST_BYTES_MAX = 64 * 1024
+"""The names of a file's attributes, each with a NUL behind it: listxattr(2) hands out no more, so more could not be copied."""
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 SYMLINK_BYTES_MAX = 4095
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -423,8 +427,14 @@ def get_attribute(reader: InodeReader, number: int, name: bytes) -> bytes:
     return value
 
 
+def is_attribute_name(name: bytes) -> bool:
+    """Whether local file systems take attributes of that name; another one could not be copied off."""
+    return name.startswith(XATTR_NAMESPACES) or access_lists.is_one(name)
+
+
 def list_attributes(reader: InodeReader, number: int) -> list[bytes]:
-    plain = [key[9:] for key, _ in reader.scan(*prefix_range(key_u64(b"Y", number)))]
+    rows = reader.scan(*prefix_range(key_u64(b"Y", number)))
+    plain = [name for key, _ in rows if is_attribute_name(name := key[9:])]  # older versions took any name
     return plain + object_attributes.names(reader, reader.inode(number))
 
 
@@ -437,6 +447,7 @@ def set_attribute(
             f"an attribute has a name of 1 to {XATTR_NAME_BYTES_MAX} bytes and at most {XATTR_BYTES_MAX} bytes of value"
         )
     tree.check_writable(tx, tx.inode(number))
+    _check_list(tx, number, name)
     if object_attributes.is_one(name):
         object_attributes.set_value(tx, number, name, value)
         return
@@ -451,6 +462,12 @@ def set_attribute(
     inode.ctime_ns = tx.now_ns
     tx.dirty(inode)
     tx.changed(0, b"", number)
+
+
+def _check_list(tx: MetadataTransaction, number: int, name: bytes) -> None:
+    names = list_attributes(tx, number)
+    if name not in names and sum(map(len, names)) + len(names) + len(name) + 1 > XATTR_LIST_BYTES_MAX:
+        raise NoSpace(f"the names of a file's attributes have at most {XATTR_LIST_BYTES_MAX} bytes; remove some")
 
 
 def remove_attribute(tx: MetadataTransaction, number: int, name: bytes) -> None:

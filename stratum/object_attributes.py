@@ -4,7 +4,9 @@
     user.s3.storage-class    read only
     user.s3.content-type     and cache-control, content-disposition, content-encoding, content-language, expires
     user.s3.meta.NAME        user metadata; NAME is lower case, as S3 hands it back
-    user.s3.tag.KEY          a tag; KEY and value are UTF-8. A key that is too long for the name of an attribute is not shown
+    user.s3.tag.KEY          a tag; KEY and value are UTF-8
+
+What is too long for the name of an attribute is not shown.
 
 Only what can be written is listed, so that a copy with attributes (`cp -a`, `rsync -X`) carries what an object can keep and
 does not trip over the rest. Values but of tags are bytes of a header, one character each.
@@ -70,8 +72,8 @@ def names(reader: InodeReader, inode: Inode) -> list[bytes]:
     metadata = objects.metadata_of(reader, inode)
     found = ["content-type"] if metadata.content_type else []
     found += [*metadata.headers, *(_META + name for name in metadata.user)]
-    tagged = [_TAG + key.encode() for key in metadata.tags]
-    return [PREFIX + name.encode("latin-1") for name in found] + [n for n in tagged if len(n) <= _NAME_BYTES_MAX]
+    shown = [PREFIX + name.encode("latin-1") for name in found] + [_TAG + key.encode() for key in metadata.tags]
+    return [name for name in shown if len(name) <= _NAME_BYTES_MAX]
 
 
 def _tag(metadata: ObjectMetadata, name: bytes) -> bytes:
