@@ -55,6 +55,8 @@ class ObjectInfo:
     version: str = ""
     storage_class: str = ""
     restore: str = ""
+    etag: str = ""
+    """Differs when the object was replaced; "" if the remote has none."""
     sha256: bytes = b""
     """If the remote computed or checked one of the whole object."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +64,9 @@ class ObjectInfo:
 
 @dataclass(slots=True)
 class RemoteBody:
-    """An object's bytes on their way. `pieces` raises `RemoteError` if they stop before their end; closing it ends the transfer."""
+    """An object's bytes on their way, never more than were asked for. `pieces` raises `RemoteError` if they stop before the end
+    that `info.size` says; closing it ends the transfer.
+    """
 
     info: ObjectInfo
     pieces: Iterator[bytes]
@@ -85,7 +89,7 @@ class Backend(Protocol):
         ...
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> RemoteBody:
-        """Bytes [start, stop) of an object; `stop` beyond its end is its end."""
+        """Bytes [start, stop) of an object; `stop` beyond its end is its end, and from a `start` there on it has no bytes."""
         ...
 
     def head(self, key: str) -> ObjectInfo: ...

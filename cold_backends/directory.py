@@ -107,11 +107,19 @@ class DirectoryBackend:
     def head(self, key: str) -> ObjectInfo:
         try:
             stat = self._path("objects", key).stat()
-            row = json.loads(self._path("metadata", key).read_bytes())
+            raw = self._path("metadata", key).read_bytes()
         except OSError as error:
             raise _failed(error, key) from error
+        try:
+            row = json.loads(raw)
+            digest, metadata = (
+                bytes.fromhex(row["sha256"]),
+                {str(name): str(row["metadata"][name]) for name in row["metadata"]},
+            )
+        except (ValueError, KeyError, TypeError):
+            raise RemoteDamaged(f"{key}: its metadata file cannot be read") from None
         return ObjectInfo(
-            key, stat.st_size, stat.st_mtime, sha256=bytes.fromhex(row["sha256"]), metadata=row["metadata"]
+            key, stat.st_size, stat.st_mtime, etag=f"{stat.st_ino}-{stat.st_mtime_ns}", sha256=digest, metadata=metadata
         )
 
     def delete(self, key: str, version: str = "") -> None:  # noqa: ARG002  a directory keeps no versions

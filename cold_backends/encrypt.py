@@ -39,7 +39,8 @@ def key_id(master: bytes) -> str:
 
 
 def plain_size(size: int) -> int:
-    return size - TAG_BYTES * -(-size // SEALED_BYTES)
+    """0 for what is too short to have been sealed."""
+    return max(size - TAG_BYTES * -(-size // SEALED_BYTES), 0)
 
 
 class Encrypting(Decorator):
@@ -93,7 +94,10 @@ class Encrypting(Decorator):
                 f"{info.key} was encrypted with key {owner}, and {self._id} is here; give the right key file"
             )
         plain = replace(info, size=plain_size(info.size), metadata=metadata, sha256=b"")
-        return self._cipher(bytes.fromhex(salt)), plain
+        try:
+            return self._cipher(bytes.fromhex(salt)), plain
+        except ValueError:
+            raise RemoteDamaged(f"{info.key}: the salt in its metadata is not one") from None
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> RemoteBody:
         first = start // CHUNK_BYTES

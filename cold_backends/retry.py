@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stratum import metrics
-from stratum.cold_backends.contract import RemoteBody, RemoteError, RemoteNotFound, RemoteRefused
+from stratum.cold_backends.contract import RemoteBody, RemoteDamaged, RemoteError, RemoteNotFound, RemoteRefused
 from stratum.cold_backends.decorator import Decorator
 
 if TYPE_CHECKING:
@@ -127,23 +127,29 @@ class Retrying(Decorator):
     def get(self, key: str, start: int = 0, stop: int | None = None) -> RemoteBody:
         body = self._ask(self.inner.get, key, start, stop)
         end = body.info.size if stop is None else min(stop, body.info.size)
-        return RemoteBody(body.info, self._pieces(key, body.pieces, start, end))
+        return RemoteBody(body.info, self._pieces(key, body, start, end))
 
-    def _pieces(self, key: str, pieces: Iterator[bytes], at: int, stop: int) -> Iterator[bytes]:
-        broken = 0
+    def _pieces(self, key: str, body: RemoteBody, at: int, stop: int) -> Iterator[bytes]:
+        """Goes on where a body broke off, if the object is still the one that it was."""
+        first, broken = body.info, 0
         while True:
             try:
-                for piece in pieces:
+                for piece in body.pieces:
                     at += len(piece)
                     yield piece
-                return
+                if at >= stop:
+                    return
+                raise RemoteError(f"{key}: the body ends {stop - at} bytes early")
             except RemoteError as error:
                 broken += 1
                 if not may_help(error) or broken >= self._attempts:
                     raise
                 self.breaker.leave(good=False)
             self._wait(broken)
-            pieces = self._ask(self.inner.get, key, at, stop).pieces
+            body = self._ask(self.inner.get, key, at, stop)
+            changed = first.etag and body.info.etag and first.etag != body.info.etag
+            if changed or body.info.size != first.size:
+                raise RemoteDamaged(f"{key} was replaced while it was read")
 
     def head(self, key: str) -> ObjectInfo:
         return self._ask(self.inner.head, key)

@@ -58,6 +58,15 @@ def _failed(error: Exception, what: str) -> NoReturn:
     raise RemoteError(f"{what}: the remote did not answer ({type(error).__name__})") from None
 
 
+def _whole_size(content_range: str, start: int) -> int:
+    """The object's size by a Content-Range (RFC 9110, 14.4) that begins at `start`; -1 if it says anything else."""
+    unit, _, rest = content_range.partition(" ")
+    span, _, size = rest.partition("/")
+    first = span.partition("-")[0]
+    good = unit == "bytes" and first.isascii() and first.isdecimal() and size.isascii() and size.isdecimal()
+    return int(size) if good and len(size) < 20 and first.lstrip("0") == (str(start) if start else "") else -1
+
+
 class S3Backend:
     """One bucket; `prefix` ends in "/" or is empty. Credentials come as values, or from the usual AWS chain if None."""
 
@@ -144,14 +153,29 @@ class S3Backend:
         if stop is not None and (found := self._get_at_once(key, start, stop)) is not None:
             return found
         ranged = {} if (start, stop) == (0, None) else {"Range": span}
-        answer = self._call(self._client.get_object, key, Key=self._prefix + key, **ranged)
-        size = int(answer["ContentLength"])
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **ranged)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 416:
+                _failed(error, key)
+            info = self.head(key)  # it begins behind the object's end
+            if info.size > start:
+                raise RemoteError(f"{key}: the remote refused a range that the object has") from None
+            return RemoteBody(info, iter(()))
+        except (BotoCoreError, HTTPClientError, OSError) as error:
+            _failed(error, key)
         if "ContentRange" in answer:
-            size = int(answer["ContentRange"].rpartition("/")[2])
-        elif ranged and start:
+            size = _whole_size(answer["ContentRange"], start)
+        else:
+            size = int(answer.get("ContentLength", -1))
+        if size < 0 or (ranged and start and "ContentRange" not in answer):
             answer["Body"].close()
+            if size < 0:
+                raise RemoteError(f"{key}: the remote does not say which bytes it sends")
             raise RemoteRefused(f"{key}: the remote ignores ranges; it cannot be a cold tier")
-        info = ObjectInfo(key, size, version=answer.get("VersionId", ""), metadata=answer.get("Metadata", {}))
+        info = ObjectInfo(
+            key, size, version=answer.get("VersionId", ""), etag=answer.get("ETag", ""), metadata=answer.get("Metadata", {})
+        )  # fmt: skip
         wanted = max(min(size if stop is None else stop, size) - start, 0)
         return RemoteBody(info, self._pieces(key, answer["Body"], wanted))
 
@@ -177,11 +201,16 @@ class S3Backend:
             if answer.status_code >= 500:
                 raise RemoteError(f"{key}: the remote answered {answer.status_code}")
             return None
-        size = int(headers["content-range"].rpartition("/")[2])
+        size = _whole_size(headers["content-range"], start)
+        if size < 0:
+            answer.raw.close()
+            raise RemoteError(f"{key}: the remote does not say which bytes it sends")
         metadata = {
             name.removeprefix(_METADATA): value for name, value in headers.items() if name.startswith(_METADATA)
         }
-        info = ObjectInfo(key, size, version=headers.get("x-amz-version-id", ""), metadata=metadata)
+        info = ObjectInfo(
+            key, size, version=headers.get("x-amz-version-id", ""), etag=headers.get("etag", ""), metadata=metadata
+        )
         body = StreamingBody(answer.raw, headers.get("content-length"))  # its errors are those that `_pieces` knows
         return RemoteBody(info, self._pieces(key, body, max(min(stop, size) - start, 0)))
 
@@ -208,7 +237,7 @@ class S3Backend:
         whole = checksum and "-" not in checksum and answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
         return ObjectInfo(
             key, int(answer["ContentLength"]), answer["LastModified"].timestamp(), answer.get("VersionId", ""),
-            answer.get("StorageClass", ""), state, base64.b64decode(checksum) if whole else b"", answer.get("Metadata", {}),
+            answer.get("StorageClass", ""), state, answer.get("ETag", ""), base64.b64decode(checksum) if whole else b"", answer.get("Metadata", {}),
         )  # fmt: skip
 
     def delete(self, key: str, version: str = "") -> None:

@@ -432,7 +432,9 @@ class ColdStore:
             raise DataDamaged(
                 f"pack {number:016x} (its object is gone)", f"remote {row.remote!r}, {row.key}"
             ) from error
-        except (RemoteDamaged, RemoteRefused) as error:
+        except RemoteDamaged as error:
+            raise DataDamaged(f"pack {number:016x} ({error.message})", f"remote {row.remote!r}") from error
+        except RemoteRefused as error:
             raise TierUnavailable(f"remote {row.remote!r}: {error.message}") from error
         except RemoteError as error:
             raise TierUnavailable(
@@ -445,7 +447,10 @@ class ColdStore:
 
     def _fetch(self, row: PackRow, first: int, last: int) -> Iterator[bytes]:
         _, remote = self.remote(row.remote)
-        for piece in remote.sealed.get(row.key, first, last).pieces:
+        body = remote.sealed.get(row.key, first, last)
+        if body.info.size < last:
+            raise RemoteDamaged(f"{row.key} has {body.info.size} bytes, and {row.length} and more were sent")
+        for piece in body.pieces:
             self.recalled_bytes += len(piece)
             yield piece
 

@@ -177,15 +177,22 @@ def _read_cold(
     """At least the first block, and what else has arrived, in whole blocks. `goes_to`: in the pack."""
     first, last = wanted.first, wanted.last
     least = min(first + BLOCK_BYTES, last)
+    damaged = DataDamaged(f"extent {wanted.extent:016x}", f"remote {pack.remote!r}, {pack.key}")
     for attempt in (1, 2):
-        data = volume.cold.read(
-            place.pack, pack, place.offset + first, place.offset + least, place.offset + last,
-            max(goes_to, place.offset + last), deadline, patience_s,
-        )  # fmt: skip
+        try:
+            data = volume.cold.read(
+                place.pack, pack, place.offset + first, place.offset + least, place.offset + last,
+                max(goes_to, place.offset + last), deadline, patience_s,
+            )  # fmt: skip
+        except DataDamaged as error:
+            damaged = error  # perhaps on its way only
+            if deadline.passed:
+                break
+            continue
         if len(data) < last - first:
             data = data[: max(len(data) // BLOCK_BYTES * BLOCK_BYTES, least - first)]
-        if wanted.matches(data):
+        if len(data) >= least - first and wanted.matches(data):
             return data
         volume.cold.cache.drop(place.pack)
         log.warning("recalled_bytes_wrong", pack=f"{place.pack:016x}", remote=pack.remote, attempt=attempt)
-    raise DataDamaged(f"extent {wanted.extent:016x}", f"remote {pack.remote!r}, {pack.key}")
+    raise damaged

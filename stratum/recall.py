@@ -45,6 +45,8 @@ _HEADER = struct.Struct("<4sI")
 WATCH_S = 0.001
 """Between two looks at a cell that another process fills. This one's own fetches wake who waits."""
 CLAIMED_A_PIECE = 4
+FETCHES_MAX = 4
+"""Of one cell for one reader: one fetch is enough unless somebody gives up what came."""
 TRIM_EVERY_BYTES = 16 * 1024 * 1024
 
 
@@ -243,6 +245,7 @@ class RecallCache:
         patient_s = time.monotonic() + patience_s if patience_s else 0.0
         begin = start
         mine: _Fetch | None = None
+        fetches = 0
         while True:
             fd = os.open(self._path(pack, cell), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -270,14 +273,17 @@ class RecallCache:
                 span = _span(fd, cell)
                 if span is not None and span[0] <= start and stop <= span[1]:
                     return _bytes(fd, span, start, most)  # it came before the lock, or nobody fetches the rest
+                if mine is not None and mine.error is not None:
+                    raise mine.error
+                if fetches == FETCHES_MAX or deadline.passed:
+                    raise TierUnavailable(LATE)  # at FETCHES_MAX: others give up what we fetch, again and again
                 if os.fstat(fd).st_nlink == 0:
                     continue  # given up
                 if span is not None and span[0] > start:
                     self._path(pack, cell).unlink(missing_ok=True)
                     begin = cell * CELL_BYTES  # else who reads backwards would begin anew each time
                     continue
-                if deadline.passed:
-                    raise TierUnavailable(LATE)
+                fetches += 1
                 mine = self._begin(fd, pack, length, cell, span, begin, max(wanted_stop, stop), fetch)
                 fd = -1  # the fetch has it, and its lock
             finally:
@@ -366,6 +372,8 @@ class _Fetch:
                     break
                 self._cache.wake()
                 self._claim_to(self._next + CLAIMED_A_PIECE - 1)
+            if self._at < self._end:  # else whoever waits would have it fetched again, for ever
+                self.error = TierUnavailable(f"the remote sent {self._end - self._at} bytes less than were asked for")
         except OSError as error:
             self.error = TierUnavailable(f"the volume has no room to pass on what a remote sends ({error})")
         except Exception as error:  # noqa: BLE001  whoever waits for it gets it

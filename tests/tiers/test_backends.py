@@ -155,6 +155,82 @@ def test_the_probe_finds_out_what_is_there(backend: Backend) -> None:
     assert list(backend.list("")) == []
 
 
+# -- objects that others changed -------------------------------------------------------------------------------------------
+
+
+def raw_of(backend: Backend) -> Backend:
+    while isinstance(backend, Decorator):
+        backend = backend.inner
+    return backend
+
+
+def stored(backend: Backend, key: str) -> bytes:
+    """What lies in the remote, whatever decorators make of it."""
+    return b"".join(raw_of(backend).get(key).pieces)
+
+
+def tamper(backend: Backend, key: str, data: bytes | None) -> None:
+    """Somebody puts other bytes in the place of an object's, with the same metadata; None removes it."""
+    raw = raw_of(backend)
+    if data is None:
+        raw.delete(key)
+    else:
+        raw.put(key, data, raw.head(key).metadata)
+
+
+SIZE = 700_000
+
+
+@pytest.mark.parametrize("left", [0, 1, 15, 65_536, 65_552, 300_000, SIZE - 1])
+def test_a_truncated_object_ends_and_says_so(backend: Backend, left: int) -> None:
+    """Its size is what is there, or reading is an error; there are never more bytes than that, and none behind the end."""
+    data = os.urandom(SIZE)
+    backend.put("k", data, {})
+    tamper(backend, "k", stored(backend, "k")[:left])
+    for start, stop in ((0, SIZE), (0, None), (100, 200_000), (left, SIZE), (SIZE - 10, SIZE), (SIZE - 10, None)):
+        try:
+            body = backend.get("k", start, stop)
+            found = b"".join(body.pieces)
+        except RemoteError:
+            continue
+        assert body.info.size <= left
+        assert found == data[start : min(SIZE if stop is None else stop, body.info.size)]
+
+
+def test_a_longer_object_gives_what_was_asked_for(backend: Backend) -> None:
+    data = os.urandom(SIZE)
+    backend.put("k", data, {})
+    tamper(backend, "k", stored(backend, "k") + b"more")
+    for start, stop in ((0, SIZE), (100, 200_000), (SIZE - 10, SIZE)):
+        try:
+            assert read(backend, "k", start, stop) == data[start:stop]
+        except RemoteDamaged:
+            continue
+
+
+def test_an_object_that_goes_or_changes_while_it_is_read_is_whole_or_an_error(backend: Backend) -> None:
+    for other in (None, os.urandom(SIZE), os.urandom(SIZE // 2), b""):
+        data = os.urandom(SIZE)
+        backend.put("k", data, {})
+        pieces = iter(backend.get("k", 0, SIZE).pieces)
+        begun = next(pieces)
+        tamper(backend, "k", None if other is None else other)
+        try:
+            found = begun + b"".join(pieces)
+        except RemoteError:
+            continue
+        assert found == data
+
+
+def test_metadata_that_nobody_can_read_is_damage(tmp_path: Path) -> None:
+    backend = DirectoryBackend(tmp_path)
+    backend.put("k", b"data", {})
+    for text in ("", "{", "[]", '{"sha256": "zz", "metadata": {}}', '{"sha256": ""}'):
+        (tmp_path / "metadata" / "k").write_text(text)
+        with pytest.raises(RemoteDamaged):
+            backend.get("k")
+
+
 # -- decorators -----------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +263,30 @@ def test_retries_mend_refusals_lost_answers_and_broken_bodies(tmp_path: Path) ->
     assert read(backend, "m") == b"part"
     assert len(pauses) == backend.retries == 7
     assert all(0 <= pause <= 5 for pause in pauses)
+
+
+@pytest.mark.parametrize("other", ["same length", "shorter", "gone"])
+def test_the_rest_of_a_broken_body_is_of_the_same_object(tmp_path: Path, other: str) -> None:
+    """Or it is none: a mixture of two would be neither."""
+    inner = failing(tmp_path, {("get", 1): "truncate"})
+    data = os.urandom(SIZE)
+    inner.put("k", data, {})
+
+    def pause(_: float) -> None:
+        tamper(inner, "k", {"same length": os.urandom(SIZE), "shorter": data[: SIZE // 2], "gone": None}[other])
+
+    backend = Retrying(inner, pause=pause)
+    with pytest.raises(RemoteNotFound if other == "gone" else RemoteDamaged):
+        read(backend, "k")
+    assert len([call for call in inner.calls if call[0] == "get"]) == 2
+
+
+def test_a_body_that_always_ends_early_is_given_up(tmp_path: Path) -> None:
+    inner = Faulty(DirectoryBackend(tmp_path), lambda operation, _: "truncate" if operation == "get" else "")
+    inner.put("k", os.urandom(SIZE), {})
+    with pytest.raises(RemoteError):
+        read(Retrying(inner, pause=lambda _: None), "k")
+    assert len(inner.calls) < 10
 
 
 def test_a_refusal_is_not_retried(tmp_path: Path) -> None:

@@ -248,6 +248,34 @@ def test_a_remote_in_trouble_stalls_nobody_else(served: Served, fault: str) -> N
             time.sleep(0.5)
 
 
+def test_a_truncated_object_is_an_error_on_both_faces(served: Served) -> None:
+    """Not a body without end; and what is right again can be read again."""
+    key = "truncated"
+    served.s3.put_object(Bucket=BUCKET, Key=key, Body=DATA)
+    served.move(key, "cold")
+    place = served.explain(key)["extents"][0]["place"]
+    name = "p/" + place.removeprefix("remote far: ").partition(" at ")[0]
+    far = boto3.client("s3", endpoint_url=served.moto, aws_access_key_id="a", aws_secret_access_key="s", region_name="us-east-1")  # fmt: skip
+    whole = far.get_object(Bucket="remote", Key=name)
+    body = whole["Body"].read()
+
+    def replace(data: bytes) -> None:
+        far.put_object(Bucket="remote", Key=name, Body=data, Metadata=whole["Metadata"])
+        for path in (served.server.root / "recall").iterdir():
+            path.unlink(missing_ok=True)
+
+    for left in (len(DATA) // 2, 0):
+        replace(body[:left])
+        with pytest.raises(ClientError) as caught:
+            served.s3.get_object(Bucket=BUCKET, Key=key, Range=f"bytes={len(DATA) - 100}-")
+        assert caught.value.response["Error"]["Code"] == "InternalError"
+        with (served.mount / key).open("rb", buffering=0) as file, pytest.raises(OSError, match="Input/output"):
+            os.pread(file.fileno(), 100, len(DATA) - 100)
+    replace(body)
+    assert served.body(key) == DATA
+    assert (served.mount / key).read_bytes() == DATA
+
+
 @pytest.mark.parametrize("fault", ["503", "flip-put", "lose"])
 def test_sending_through_a_bad_network_loses_nothing(served: Served, fault: str) -> None:
     key = f"sent-{fault}"
