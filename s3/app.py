@@ -433,5 +433,5 @@ class Application:
             retry_s = error.retry_s if isinstance(error, TooManyRequests) else RETRY_AFTER_S
             headers.append(("Retry-After", str(retry_s)))
         if request is not None and request.has_body and "expect" not in request.fields:
-            await exchange.incoming.drain(request.fields.get("content-length", ""))
+            await exchange.incoming.drain()
         return Answer(status, headers, b"" if status == 304 else body)

@@ -7,18 +7,15 @@ signature covers counts as the header (`query_headers`).
 
 from __future__ import annotations
 
-import calendar
 import hmac
 import re
 import time
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from stratum.errors import NoSuchAccessKey
-from stratum.s3 import query_headers, signatures
+from stratum.s3 import dates, numerals, query_headers, signatures
 from stratum.s3.errors import S3Error
 
 if TYPE_CHECKING:
@@ -31,8 +28,7 @@ if TYPE_CHECKING:
 
 EXPIRES_S_MAX = 604_800
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256\s+(.*?)[,\s]*")
-_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z")
+_AUTHORIZATION_BYTES_MAX = 8192
 _STREAMING = frozenset(
     (signatures.STREAMING_SIGNED, signatures.STREAMING_SIGNED_TRAILER, signatures.STREAMING_UNSIGNED_TRAILER)
 )
@@ -111,26 +107,6 @@ def _credential(identities: Identities, reader: InodeReader, access_key: str) ->
         raise S3Error("InvalidAccessKeyId", "the access key does not exist", AWSAccessKeyId=access_key) from error
 
 
-@lru_cache(maxsize=1024)
-def parse_stamp(text: str) -> int | None:
-    """Seconds since 1970 of YYYYMMDDTHHMMSSZ."""
-    match = _STAMP.fullmatch(text)
-    if match is None:
-        return None
-    try:
-        return calendar.timegm(tuple(int(part) for part in match.groups()))
-    except ValueError:
-        return None
-
-
-def _http_date(text: str) -> int | None:
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, IndexError, TypeError):
-        return None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
 def _check_skew(request: S3Request, moment_s: int) -> None:
     if abs(time.time() - moment_s) > request.config.s3_clock_skew_s_max:
         raise S3Error("RequestTimeTooSkewed", "the request's time is too far from the server's; set the clock")
@@ -164,7 +140,8 @@ def _check_signed_headers(request: S3Request, signed: list[str], in_query: dict[
     """`in_query`, of a presigned URL, are the headers that its query repeats, and so signs."""
     if "host" not in signed:
         raise S3Error("AccessDenied", "the host header must be signed")
-    missing = sorted(name for name in request.fields if name.startswith("x-amz-") and name not in signed)
+    known = frozenset(signed)
+    missing = sorted(name for name in request.fields if name.startswith("x-amz-") and name not in known)
     if in_query:
         missing = [name for name in missing if in_query.get(name) != request.fields[name]]
     if (
@@ -194,14 +171,19 @@ class _Parsed:
     amz: frozenset[str]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _parse_authorization(head: str, region_wanted: str) -> _Parsed:
     """Raises `S3Error` AuthorizationHeaderMalformed, which is not cached."""
     bad = "AuthorizationHeaderMalformed"
-    match = _AUTHORIZATION.fullmatch(head)
-    fields = dict(part.strip().partition("=")[::2] for part in match.group(1).split(",")) if match else {}
-    if not {"Credential", "SignedHeaders"} <= set(fields):
-        raise S3Error(bad, "the Authorization header needs Credential, SignedHeaders and Signature")
+    algorithm, _, rest = head.partition(" ")
+    parts = [part.strip(" \t") for part in rest.split(",")]
+    fields = dict(part.partition("=")[::2] for part in parts if part)
+    if (
+        algorithm != signatures.ALGORITHM
+        or set(fields) != {"Credential", "SignedHeaders"}
+        or len(fields) != len(list(filter(None, parts)))
+    ):
+        raise S3Error(bad, "the Authorization header needs Credential, SignedHeaders and Signature, each once")
     access_key, date, region, service = _scope(region_wanted, fields["Credential"], bad)
     signed = fields["SignedHeaders"].split(";")
     amz = frozenset(name for name in signed if name.startswith("x-amz-"))
@@ -210,7 +192,7 @@ def _parse_authorization(head: str, region_wanted: str) -> _Parsed:
 
 def _version_4_header(request: S3Request, authorization: str, identities: Identities, reader: InodeReader) -> Identity:
     head, found, claimed = authorization.rpartition("Signature=")
-    if not found:
+    if not found or len(authorization) > _AUTHORIZATION_BYTES_MAX:
         raise S3Error(
             "AuthorizationHeaderMalformed", "the Authorization header needs Credential, SignedHeaders and Signature"
         )
@@ -218,7 +200,7 @@ def _version_4_header(request: S3Request, authorization: str, identities: Identi
     credential = _credential(identities, reader, parsed.access_key)
     fields = request.fields
     stamp = fields.get("x-amz-date")
-    moment_s = parse_stamp(stamp) if stamp is not None else _http_date(request.header("date") or "")
+    moment_s = dates.stamp(stamp) if stamp is not None else dates.http(request.header("date") or "")
     if moment_s is None:
         raise S3Error("AccessDenied", "the request needs a valid x-amz-date or Date header")
     if stamp is None:
@@ -272,13 +254,12 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
         raise S3Error(bad, f"X-Amz-Algorithm must be {signatures.ALGORITHM}")
     access_key, date, region, service = _scope(request.config.s3_region, query["X-Amz-Credential"], bad)
     credential = _credential(identities, reader, access_key)
-    moment_s = parse_stamp(query["X-Amz-Date"])
+    moment_s = dates.stamp(query["X-Amz-Date"])
     if moment_s is None or query["X-Amz-Date"][:8] != date:
         raise S3Error(bad, "X-Amz-Date is not a time of the credential's day")
-    try:
-        expires_s = int(query["X-Amz-Expires"])
-    except ValueError as error:
-        raise S3Error(bad, "X-Amz-Expires is not a number") from error
+    expires_s = numerals.whole(query["X-Amz-Expires"])
+    if expires_s is None:
+        raise S3Error(bad, "X-Amz-Expires should be a number")
     if not 0 < expires_s <= EXPIRES_S_MAX:
         raise S3Error("AccessDenied", f"X-Amz-Expires must be from 1 to {EXPIRES_S_MAX} seconds")
     now = time.time()
@@ -351,9 +332,9 @@ def _version_2_header(request: S3Request, authorization: str, identities: Identi
     credential = _credential(identities, reader, access_key)
     amz_date = request.header("x-amz-date")
     text = amz_date if amz_date is not None else request.header("date")
-    moment_s = _http_date(text or "")
+    moment_s = dates.http(text or "")
     if moment_s is None and text:
-        moment_s = parse_stamp(text)
+        moment_s = dates.stamp(text)
     if moment_s is None or moment_s < 0:
         raise S3Error("AccessDenied", "the request needs a valid Date or x-amz-date header")
     _check_skew(request, moment_s)
@@ -367,9 +348,10 @@ def _version_2_query(request: S3Request, identities: Identities, reader: InodeRe
         raise S3Error("AccessDenied", "query-string authentication needs AWSAccessKeyId, Signature and Expires")
     credential = _credential(identities, reader, query["AWSAccessKeyId"])
     expires = query["Expires"]
-    if not expires.isdigit() or len(expires) > 15:
+    expires_s = numerals.whole(expires)
+    if expires_s is None:
         raise S3Error("AccessDenied", "Expires is not a time in seconds")
-    if time.time() > int(expires):
+    if time.time() > expires_s:
         raise S3Error("AccessDenied", "the presigned URL has expired")
     in_query = query_headers.collect(request, query_headers.VERSION_2)
     query_headers.merge(request, in_query)

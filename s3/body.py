@@ -12,7 +12,7 @@ import hmac
 from typing import TYPE_CHECKING
 
 from stratum import checksums
-from stratum.s3 import signatures
+from stratum.s3 import numerals, signatures
 from stratum.s3.chunked import ChunkedDecoder, ChunkSigner
 from stratum.s3.errors import S3Error
 
@@ -130,9 +130,10 @@ def read_document(context: Context, bytes_max: int = DOCUMENT_BYTES_MAX, *, of_o
 def _length(text: str | None, name: str) -> int | None:
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise S3Error("InvalidArgument", f"{name} = {text!r} is not a length")
-    return int(text)
+    length = numerals.whole(text)
+    if length is None:
+        raise S3Error("InvalidArgument", f"{name} is not a length")
+    return length
 
 
 def _content_md5(request: S3Request) -> bytes | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
 from stratum import buckets, hints, storage_classes, tags, tree
 from stratum.object_attributes import STORED_HEADERS, USER_METADATA_BYTES_MAX
 from stratum.preconditions import NO_CONDITIONS, Conditions
+from stratum.s3 import dates, numerals
 from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
 from stratum.s3.errors import S3Error, not_implemented
 from stratum.schema import ObjectMetadata
@@ -255,10 +256,10 @@ def _date_header(context: Context, name: str) -> int | None:
     text = context.header(name)
     if text is None:
         return None
-    try:
-        return int(parsedate_to_datetime(text).timestamp())
-    except (ValueError, TypeError, IndexError):
-        return None  # RFC 9110: a condition with an invalid date is ignored
+    moment_s = dates.http(text)
+    if moment_s is None and name.startswith("x-amz-"):
+        raise S3Error("InvalidArgument", f"The date in {name} is not valid.", ArgumentName=name)
+    return moment_s  # RFC 9110 13.1: a condition with an invalid date is ignored
 
 
 _CONDITIONS = ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
@@ -272,12 +273,13 @@ def conditions(context: Context, prefix: str = "") -> Conditions:
     if _CONDITIONAL[prefix].isdisjoint(context.request.fields):
         return NO_CONDITIONS
     size = context.header("x-amz-if-match-size") if not prefix else None
-    if size is not None and not size.isdigit():
-        raise S3Error("InvalidArgument", "x-amz-if-match-size is not a number")
+    match_size = numerals.whole(size) if size is not None else None
+    if size is not None and match_size is None:
+        raise S3Error("InvalidArgument", "x-amz-if-match-size is not a number", ArgumentName="x-amz-if-match-size")
     return Conditions(
         context.header(prefix + "if-match"), context.header(prefix + "if-none-match"),
         _date_header(context, prefix + "if-modified-since"), _date_header(context, prefix + "if-unmodified-since"),
-        int(size) if size is not None else None, _date_header(context, "x-amz-if-match-last-modified-time") if not prefix else None,
+        match_size, _date_header(context, "x-amz-if-match-last-modified-time") if not prefix else None,
     )  # fmt: skip
 
 

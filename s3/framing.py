@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WATCHED = frozenset((b"host", b"expect", b"transfer-encoding"))
 """Names of the fields that `check_fields` wants to see."""
+TARGET_BYTES_MAX = 16 * 1024
 _VERSIONS = frozenset(("1.1", "1.0"))
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _SCHEMES = (b"http://", b"https://")
@@ -68,6 +69,8 @@ def _check_codings(version: str, codings: bytes) -> None:
 
 def split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
     """(path, query, authority) of a request target, the authority empty unless it stands there. Raises `S3Error`."""
+    if len(target) > TARGET_BYTES_MAX:
+        raise S3Error("RequestURITooLong", f"the request target is longer than {TARGET_BYTES_MAX} bytes")
     if target.startswith(b"/"):
         path, _, query = target.partition(b"?")
         return path, query, b""

@@ -87,9 +87,9 @@ class Incoming:
                 raise S3Error("MaxMessageLengthExceeded", f"the body is longer than {bytes_max} bytes")
         return data
 
-    async def drain(self, content_length: str) -> None:
+    async def drain(self) -> None:
         """Read a little of a refused body, so that the client sees the answer instead of a reset."""
-        if self.ended or self._given_up or not content_length.isdigit() or int(content_length) > DRAIN_BYTES_MAX:
+        if self.ended or self._given_up or not 0 <= self.length <= DRAIN_BYTES_MAX:
             return
         try:
             async with asyncio.timeout(5.0):

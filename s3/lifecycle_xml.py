@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
 from stratum.lifecycle import RULES_MAX, Filter, Rule, Transition, When, date_text, parse_date
+from stratum.s3 import numerals
 from stratum.s3.errors import S3Error
 from stratum.s3.xml import document, element, text, verbatim
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ID_CHARACTERS_MAX = 255
+_COUNT_MAX = (1 << 31) - 1
 _RULE = (
     "ID", "Status", "Prefix", "Filter", "Transition", "Expiration", "NoncurrentVersionTransition", "NoncurrentVersionExpiration",
     "AbortIncompleteMultipartUpload",
@@ -38,11 +40,14 @@ def _number(parent: Element, name: str, least: int) -> int | None:
     value = text(parent, name)
     if value is None:
         return None
-    if not value.lstrip("-").isdigit():
+    number = numerals.whole(value.removeprefix("-"))
+    if number is None:
         raise _malformed(f"{name} of {parent.tag} is not a whole number")
-    if int(value) < least:
+    if value.startswith("-") or number < least:
         raise _invalid(f"{name} of {parent.tag} is at least {least}")
-    return int(value)
+    if number > _COUNT_MAX and not name.startswith("ObjectSize"):
+        raise _invalid(f"{name} of {parent.tag} is at most {_COUNT_MAX}")
+    return number
 
 
 def _when(parent: Element, days: str, least: int) -> When | None:

@@ -10,7 +10,7 @@ from stratum.content import NewContent
 from stratum.errors import TryAgain
 from stratum.multipart import PART_NUMBER_MAX, CompletePart, CompleteRequest
 from stratum.preconditions import check_copy_source
-from stratum.s3 import access, ranges, tier_handlers
+from stratum.s3 import access, numerals, ranges, tier_handlers
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
@@ -261,12 +261,13 @@ def complete_upload(context: Context) -> Answer:
     kind = (context.header("x-amz-checksum-type") or "").upper()
     if kind not in {"", "COMPOSITE", "FULL_OBJECT"}:
         raise S3Error("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
-    size = context.header("x-amz-mp-object-size")
-    if size is not None and not size.isdigit():
+    said = context.header("x-amz-mp-object-size")
+    size = numerals.whole(said) if said is not None else None
+    if said is not None and size is None:
         raise S3Error("InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
     request = CompleteRequest(
         context.request.bucket, context.key, context.query.get("uploadId", ""), parts, conditions=conditions(context), checksum=value,
-        algorithm=algorithm, checksum_type=kind, size=int(size) if size is not None else None,
+        algorithm=algorithm, checksum_type=kind, size=size,
     )  # fmt: skip
     inode, metadata = context.volume.mutate(lambda tx: multipart.complete(tx, request))
     with context.volume.snapshot() as reader:
@@ -289,14 +290,14 @@ def complete_upload(context: Context) -> Answer:
 
 
 def _listed_part(child: Element) -> CompletePart:
-    number, etag = text(child, "PartNumber"), text(child, "ETag")
-    if child.tag != "Part" or number is None or etag is None or not number.isdigit():
+    number, etag = numerals.whole(text(child, "PartNumber") or ""), text(child, "ETag")
+    if child.tag != "Part" or number is None or etag is None:
         raise S3Error("MalformedXML", "CompleteMultipartUpload lists Parts with PartNumber and ETag")
     sums = [(name, value) for name in checksums.ALGORITHMS if (value := text(child, f"Checksum{name}"))]
     if len(sums) > 1:
         raise S3Error("InvalidArgument", f"part {number} is listed with more than one checksum")
     algorithm, value = sums[0] if sums else ("", "")
-    return CompletePart(int(number), etag, value, algorithm)
+    return CompletePart(number, etag, value, algorithm)
 
 
 def _whole_checksum(context: Context) -> tuple[str, str]:
@@ -314,7 +315,7 @@ def _whole_checksum(context: Context) -> tuple[str, str]:
         )
     name, value = sent[0]
     digest, dash, count = value.partition("-")
-    if not checksums.is_well_formed(name, digest) or (dash and not count.isdigit()):
+    if not checksums.is_well_formed(name, digest) or (dash and numerals.whole(count) is None):
         raise S3Error("InvalidRequest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
     return name, value
 

@@ -11,7 +11,7 @@ from stratum import content, objects, storage_classes
 from stratum.deadlines import Deadline
 from stratum.errors import NoSuchKey
 from stratum.preconditions import check_read
-from stratum.s3 import access, ranges, tier_handlers
+from stratum.s3 import access, numerals, ranges, tier_handlers
 from stratum.s3.answer import Answer, Stream, xml
 from stratum.s3.context import (
     Context,
@@ -80,7 +80,7 @@ def _extent(context: Context, state: ObjectState) -> tuple[int, int, int]:
     if part is not None:
         if header is not None:
             raise S3Error("InvalidRequest", "partNumber and Range exclude each other")
-        number = context.request.integer("partNumber", 0, 1)
+        number = context.request.integer("partNumber", -1, 1)
         sizes = state.metadata.part_sizes or [size]
         if number > len(sizes):
             raise S3Error(
@@ -230,6 +230,7 @@ def _header_number(context: Context, name: str, default: int) -> int:
     text = context.header(name)
     if text is None:
         return default
-    if not text.isdigit():
+    number = numerals.whole(text)
+    if number is None:
         raise S3Error("InvalidArgument", f"{name} is not a number", ArgumentName=name)
-    return int(text)
+    return number

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from stratum import buckets, checksums, content, lifecycle, objects, tree
 from stratum.content import INLINE_BYTES_MAX, NewContent
 from stratum.errors import NoSuchKey, StratumError, TryAgain
 from stratum.preconditions import NO_CONDITIONS, Conditions
-from stratum.s3 import access, tier_handlers
+from stratum.s3 import access, dates, numerals, tier_handlers
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
@@ -356,20 +355,9 @@ def _entry(entry: Element) -> tuple[bytes, str | None, Conditions]:
     etag, when, size = text(entry, "ETag"), text(entry, "LastModifiedTime"), text(entry, "Size")
     condition = NO_CONDITIONS
     if etag or when or size:
-        try:
-            moment_s = _moment(when) if when else None
-            condition = Conditions(
-                if_match=etag or None, match_size=int(size) if size else None, match_last_modified_s=moment_s
-            )
-        except ValueError as error:
-            raise S3Error("MalformedXML", "an Object to delete has a malformed LastModifiedTime or Size") from error
+        moment_s = dates.any_form(when) if when else None
+        match_size = numerals.whole(size) if size else None
+        if (when and moment_s is None) or (size and match_size is None):
+            raise S3Error("MalformedXML", "an Object to delete has a malformed LastModifiedTime or Size")
+        condition = Conditions(if_match=etag or None, match_size=match_size, match_last_modified_s=moment_s)
     return child.text.encode(), text(entry, "VersionId"), condition
-
-
-def _moment(value: str) -> int:
-    from datetime import datetime
-
-    try:
-        return int(datetime.fromisoformat(value).timestamp())
-    except ValueError:
-        return int(parsedate_to_datetime(value).timestamp())

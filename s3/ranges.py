@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import re
-
+from stratum.s3 import numerals
 from stratum.s3.errors import S3Error
 
-_RANGE = re.compile(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE)
+
+def _positions(header: str) -> tuple[str, str] | None:
+    """The digits before and behind the dash of `bytes=first-last`; None for any other form."""
+    unit, _, spec = header.partition("=")
+    first, dash, last = (part.strip(" \t") for part in spec.partition("-"))
+    if unit.strip(" \t").lower() != "bytes" or not dash or not (first or last):
+        return None
+    return (first, last) if all(not part or numerals.are_digits(part) for part in (first, last)) else None
 
 
 def parse(header: str, size: int) -> tuple[int, int] | None:
     """(start, stop) of a Range header; None to answer the whole object. Raises `S3Error` InvalidRange."""
-    match = _RANGE.fullmatch(header)
-    if match is None or match.group(1) == match.group(2) == "":
+    positions = _positions(header)
+    if positions is None:
         return None
-    first, last = match.group(1)[:19], match.group(2)[:19]
+    first, last = positions
     if not first:
-        start, stop = max(0, size - int(last)), size
-        if int(last) == 0:
-            start = size
+        start, stop = size - min(numerals.clamped(last), size), size
     else:
-        start, stop = int(first), min(int(last) + 1 if last else size, size)
-        if last and int(last) < int(first):
+        start, stop = numerals.clamped(first), min(numerals.clamped(last) + 1 if last else size, size)
+        if last and numerals.clamped(last) < start:
             return None
     if start >= size:
         raise S3Error(
@@ -32,15 +36,15 @@ def parse(header: str, size: int) -> tuple[int, int] | None:
 
 def parse_copy(header: str, size: int) -> tuple[int, int]:
     """x-amz-copy-source-range: `bytes=first-last`, both there and inside the source."""
-    match = _RANGE.fullmatch(header)
-    if match is None or not match.group(1) or not match.group(2) or int(match.group(2)) < int(match.group(1)):
+    first, last = (numerals.whole(part) for part in _positions(header) or ("", ""))
+    if first is None or last is None or last < first:
         raise S3Error(
             "InvalidArgument",
             "x-amz-copy-source-range is not bytes=first-last",
             ArgumentName="x-amz-copy-source-range",
             ArgumentValue=header,
         )
-    start, stop = int(match.group(1)), int(match.group(2)) + 1
+    start, stop = first, last + 1
     if stop > size:
         raise S3Error("InvalidRange", f"the range ends behind the source, which has {size} bytes")
     return start, stop

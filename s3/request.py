@@ -13,13 +13,14 @@ from urllib.parse import unquote_to_bytes
 from werkzeug.datastructures import Headers
 from werkzeug.sansio.request import Request
 
-from stratum.s3 import signatures
+from stratum.s3 import numerals, signatures
 from stratum.s3.errors import S3Error
 
 if TYPE_CHECKING:
     from stratum.config import Config
 
 _HEADERS_BYTES_MAX = 16 * 1024
+_PARAMETERS_MAX = 512
 _SINGLE = frozenset((
     "authorization", "content-length", "content-md5", "content-type", "date", "host", "if-modified-since", "if-range", "if-unmodified-since", "range",
     "x-amz-content-sha256", "x-amz-copy-source", "x-amz-copy-source-range", "x-amz-date", "x-amz-decoded-content-length",
@@ -82,6 +83,8 @@ class S3Request(Request):
 
     @cached_property
     def pairs(self) -> list[tuple[bytes, bytes]]:
+        if self.raw_query.count("&") >= _PARAMETERS_MAX:
+            raise S3Error("InvalidURI", f"the query has more than {_PARAMETERS_MAX} parameters")
         return signatures.split_query(self.raw_query) if self.raw_query else []
 
     @cached_property
@@ -106,8 +109,8 @@ class S3Request(Request):
     @property
     def length(self) -> int:
         """Content-Length; -1 when there is none."""
-        text = self.fields.get("content-length", "")
-        return int(text) if text.isascii() and text.isdigit() else -1
+        length = numerals.whole(self.fields.get("content-length", ""))
+        return -1 if length is None else length
 
     @property
     def has_body(self) -> bool:
@@ -118,14 +121,15 @@ class S3Request(Request):
         text = self.query.get(name)
         if text is None or (text == "" and default >= 0):
             return default
-        if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < low:
+        number = numerals.whole(text)
+        if number is None or number < low:
             raise S3Error(
                 "InvalidArgument",
                 f"{name} = {text!r} is not a whole number from {low} on",
                 ArgumentName=name,
                 ArgumentValue=text,
             )
-        return int(text) if high is None else min(int(text), high)
+        return number if high is None else min(number, high)
 
 
 _NO_HEADERS = Headers()

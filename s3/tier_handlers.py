@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from stratum import buckets, evidence, lifecycle, objects, storage_classes
 from stratum.errors import NoSuchKey
-from stratum.s3 import access, lifecycle_xml
+from stratum.iso_dates import LAST_S
+from stratum.s3 import access, lifecycle_xml, numerals
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import read_document
 from stratum.s3.bucket_handlers import require_owner
@@ -77,12 +78,13 @@ def _days(context: Context) -> int:
     for name in ("Type", "SelectParameters", "OutputLocation"):
         if root.find(name) is not None:
             raise not_implemented(f"{name} of RestoreRequest")
-    days = text(root, "Days")
-    if days is None:
+    said = text(root, "Days")
+    if said is None:
         return 0
-    if not days.isdigit() or not 1 <= int(days) <= RESTORE_DAYS_MAX:
+    days = numerals.whole(said, RESTORE_DAYS_MAX)
+    if not days:
         raise S3Error("InvalidArgument", f"Days is a whole number from 1 to {RESTORE_DAYS_MAX}", ArgumentName="Days")
-    return int(days)
+    return days
 
 
 def restore_object(context: Context) -> Answer:
@@ -146,7 +148,10 @@ def expiration(rules: list[Rule], key: bytes, mtime_ns: int, size: int, tags: di
     if when is None:
         return []
     return [
-        ("x-amz-expiration", f'expiry-date="{http_date(int(when[0]) * 1_000_000_000)}", rule-id="{quote(when[1])}"')
+        (
+            "x-amz-expiration",
+            f'expiry-date="{http_date(min(int(when[0]), LAST_S) * 1_000_000_000)}", rule-id="{quote(when[1])}"',
+        )
     ]
 
 

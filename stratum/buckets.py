@@ -21,7 +21,7 @@ from stratum.schema import ROOT_INODE, BucketRow, Dentry, Kind, unpack_json
 if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]|\.(?![.-])|(?<!\.)-){1,61}[a-z0-9]")
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _FORBIDDEN_PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
 _FORBIDDEN_SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
 ANONYMOUS = ("none", "read", "read-write")

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from stratum import evidence
+from stratum import evidence, iso_dates
 from stratum.errors import Gone, InvalidArgument
 from stratum.schema import ROOT_INODE, key_u64, pack_u64
 from stratum.tier_rows import TIER_OF_CLASS, MoveRow, Tier
@@ -58,11 +57,10 @@ def check_metadata(user: dict[str, str]) -> None:
 
 
 def _moment(text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidArgument(f"{PIN_UNTIL} is a date like 2027-01-31 or 2027-01-31T12:00:00Z, not {text!r}") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    seconds = iso_dates.seconds(text)
+    if seconds is None:
+        raise InvalidArgument(f"{PIN_UNTIL} is a date like 2027-01-31 or 2027-01-31T12:00:00Z, not {text!r}")
+    return seconds
 
 
 def _hint(priority: str | None, until: str | None, source: str, now_s: float) -> Hint | None:

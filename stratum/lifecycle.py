@@ -6,12 +6,11 @@ them. Of several transitions that are due the coldest wins; expiration wins over
 
 from __future__ import annotations
 
-import calendar
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from stratum import iso_dates
 from stratum.schema import key_u64, pack_json, unpack_json
 from stratum.tier_rows import TIER_OF_CLASS
 
@@ -164,13 +163,8 @@ def transition(
 
 def parse_date(text: str) -> int | None:
     """Midnight UTC of an ISO date, in seconds; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    seconds = calendar.timegm(moment.utctimetuple())
-    return seconds if seconds % 86400 == 0 else None
+    seconds = iso_dates.seconds(text)
+    return int(seconds) if seconds is not None and seconds % 86400 == 0 else None
 
 
 def date_text(seconds: float) -> str:

@@ -39,7 +39,7 @@ HIDDEN_SETTINGS = re.compile(
     re.MULTILINE,
 )
 _PATH = re.compile(r"\b(path|source|key)=(\"(?:[^\"\\]|\\.)*\"|\S+)")
-_MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_MAIL = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+")
 _KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 

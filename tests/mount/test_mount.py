@@ -426,6 +426,13 @@ def test_errors_have_the_right_number(home: Path) -> None:
         assert caught.value.errno == code
 
 
+def test_a_name_of_a_bucket_costs_no_time(home: Path) -> None:
+    """Checked by a pattern that backtracked, such a name stopped the whole mount."""
+    for name in ("-" * 60 + "_", "a-" * 30 + "_"):
+        done = subprocess.run(["mkdir", home.parent / name], capture_output=True, text=True, timeout=30)
+        assert "Invalid argument" in done.stderr
+
+
 def test_a_file_that_is_emptied_by_who_only_reads_is_empty_in_s3(s3: Any, home: Path) -> None:
     """Linux empties it though the descriptor cannot write. Closing others that cannot is no longer told to us."""
     (home / "f").write_bytes(b"full")
