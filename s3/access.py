@@ -69,9 +69,9 @@ def may_use_tags(bucket: BucketRow, metadata: ObjectMetadata, identity: Identity
 
 def check_bucket(bucket: BucketRow, identity: Identity, what: str) -> None:
     if not may_use_bucket(bucket, identity, what):
-        raise S3Error("AccessDenied", "access denied")
+        raise S3Error("AccessDenied")
 
 
 def check_object(bucket: BucketRow, metadata: ObjectMetadata, identity: Identity, what: str) -> None:
     if not may_use_object(bucket, metadata, identity, what):
-        raise S3Error("AccessDenied", "access denied")
+        raise S3Error("AccessDenied")

@@ -35,7 +35,7 @@ from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
 from stratum.s3.connection import UNSENT
 from stratum.s3.context import Context, http_date
-from stratum.s3.errors import STATUS, S3Error, code_of, not_implemented
+from stratum.s3.errors import STATUS, S3Error, code_of, extra_of, message_of, method_not_allowed, not_implemented
 from stratum.s3.incoming import Incoming
 from stratum.s3.request import S3Request
 from stratum.s3.waits import Waits
@@ -120,7 +120,7 @@ def route(request: S3Request) -> tuple[Handler, str]:
             "insufficient information: a preflight needs Origin and Access-Control-Request-Method, and this server has no CORS rules",
         )
     if method not in _METHODS:
-        raise S3Error("MethodNotAllowed", f"the method {method} is not allowed here", Method=method)
+        raise method_not_allowed(method, "SERVICE", tuple(sorted(_METHODS)))
     query = request.query if request.raw_query else {}
     found = [name for name in query if name in _SUBRESOURCES]
     unbuilt = [name for name in found if name in _UNBUILT]
@@ -129,7 +129,7 @@ def route(request: S3Request) -> tuple[Handler, str]:
     if not request.bucket:
         if method == "GET" and not found:
             return list_handlers.list_buckets, "list_buckets"
-        raise S3Error("MethodNotAllowed", "the service itself can only be listed", Method=method)
+        raise method_not_allowed(method, "SERVICE", ("GET",))
     if request.bucket == INTERNAL_BUCKET and request.key is not None:
         return tier_handlers.internal, "internal"
     table = _BUCKET if request.key is None else _OBJECT
@@ -149,12 +149,8 @@ def route(request: S3Request) -> tuple[Handler, str]:
     if handler is None:
         if not name and method == "POST":
             raise not_implemented("POST of a form")
-        raise S3Error(
-            "MethodNotAllowed",
-            f"{method} is not allowed for this resource",
-            Method=method,
-            ResourceType=name or "OBJECT",
-        )
+        allowed = tuple(sorted(verb for verb, what in table if what == name))
+        raise method_not_allowed(method, name.upper() or ("BUCKET" if request.key is None else "OBJECT"), allowed)
     return handler, handler.__name__
 
 
@@ -213,6 +209,7 @@ class Application:
         self._volume = volume
         self._identities = Identities(volume)
         self._prefix = secrets.token_hex(4)
+        self._host_id = secrets.token_urlsafe(24)
         self._numbers = itertools.count(1)
         self._idle_s_max = volume.config.s3_idle_s_max
         self._waits: Waits | None = None
@@ -243,8 +240,7 @@ class Application:
             answer = await self._refusal(exchange, scope, error)
         except Exception as error:
             log.exception("request_failed", request_id=exchange.request_id, operation=exchange.operation)
-            message = f"internal error {type(error).__name__}; the log has request {exchange.request_id}"
-            answer = await self._refusal(exchange, scope, StratumError(message))
+            answer = await self._refusal(exchange, scope, StratumError(f"internal error {type(error).__name__}"))
         if volume_audit is not None and audited.gets_record(
             volume_audit, scope, exchange.user, answer.status, wanted=exchange.audited
         ):
@@ -419,14 +415,22 @@ class Application:
 
     async def _refusal(self, exchange: Exchange, scope: dict[str, Any], error: StratumError) -> Answer:
         code = code_of(error)
-        extra = dict(error.extra) if isinstance(error, S3Error) else {}
         status = STATUS[code]
         if code == "InternalError":
             log.error("internal_error", request_id=exchange.request_id, error=error.message)
+        elif status >= 500 and not isinstance(error, S3Error):
+            log.warning("refused", request_id=exchange.request_id, code=code, error=error.message)
         request = exchange.request
-        resource = request.resource if request is not None else scope["path"]
-        body = error_body(code, error.message, resource, exchange.request_id, extra)
-        headers = [("Content-Type", "application/xml")]
+        bucket, key, resource = (
+            (request.bucket, request.key, request.resource) if request is not None else ("", None, scope["path"])
+        )
+        extra = extra_of(error, bucket, key)
+        body = error_body(code, message_of(error), resource, exchange.request_id, extra, self._host_id)
+        headers = [("Content-Type", "application/xml"), ("x-amz-id-2", self._host_id)]
+        if isinstance(error, S3Error):
+            headers += error.headers
+        if "Region" in extra or (bucket and key is None and scope["method"] == "HEAD" and status == 403):
+            headers.append(("x-amz-bucket-region", self._volume.config.s3_region))
         if code == "InvalidRange" and "ActualObjectSize" in extra:
             headers.append(("Content-Range", f"bytes */{extra['ActualObjectSize']}"))
         if code in {"ServiceUnavailable", "SlowDown"}:

@@ -104,12 +104,12 @@ def _credential(identities: Identities, reader: InodeReader, access_key: str) ->
     try:
         return identities.credential(reader, access_key)
     except NoSuchAccessKey as error:
-        raise S3Error("InvalidAccessKeyId", "the access key does not exist", AWSAccessKeyId=access_key) from error
+        raise S3Error("InvalidAccessKeyId", AWSAccessKeyId=access_key) from error
 
 
 def _check_skew(request: S3Request, moment_s: int) -> None:
     if abs(time.time() - moment_s) > request.config.s3_clock_skew_s_max:
-        raise S3Error("RequestTimeTooSkewed", "the request's time is too far from the server's; set the clock")
+        raise S3Error("RequestTimeTooSkewed")
 
 
 def _check_payload_name(payload: str) -> None:
@@ -132,7 +132,12 @@ def _scope(region_wanted: str, credential: str, code: str) -> tuple[str, str, st
     if service != "s3":
         raise S3Error(code, f"the credential is for service {service!r}, not for 's3'")
     if region != region_wanted:
-        raise S3Error(code, f"the credential is for region {region!r}; use {region_wanted!r}", Region=region_wanted)
+        told = "The authorization header is malformed"
+        if code == "AuthorizationQueryParametersError":
+            told = "Error parsing the X-Amz-Credential parameter"
+        raise S3Error(
+            code, f"{told}; the region '{region}' is wrong; expecting '{region_wanted}'", Region=region_wanted
+        )
     return access_key, date, region, service
 
 
@@ -153,7 +158,7 @@ def _check_signed_headers(request: S3Request, signed: list[str], in_query: dict[
     if missing:
         raise S3Error(
             "AccessDenied",
-            "there were headers present in the request which were not signed",
+            "There were headers present in the request which were not signed",
             HeadersNotSigned=", ".join(missing),
         )
 
@@ -229,11 +234,7 @@ def _matching(possible: Iterable[str], claimed: str, credential: Credential) -> 
     for wanted in possible:
         if hmac.compare_digest(wanted.encode(), claimed.encode()):
             return wanted
-    raise S3Error(
-        "SignatureDoesNotMatch",
-        "the signature does not match; check the secret key and the signing method",
-        AWSAccessKeyId=credential.access_key,
-    )
+    raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=credential.access_key)
 
 
 def _version_4_query(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from stratum import buckets, objects
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
 SIGNED_USERS = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
 _XSI = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+_REGION = re.compile(r"EU|[a-z]{2}-[a-z-]{4,24}-[0-9]")
 _GRANTS = {
     "private": (),
     "public-read": ((ALL_USERS, "READ"),),
@@ -64,9 +66,15 @@ def _location(context: Context, root: Element) -> str:
             raise not_implemented(f"{child.tag} of CreateBucketConfiguration")
     region = text(root, "LocationConstraint") or ""
     if region not in {"", context.config.s3_region, "us-east-1"}:
+        here = context.config.s3_region
+        if not _REGION.fullmatch(region):
+            raise S3Error(
+                "InvalidLocationConstraint", f"'{region}' is no region; expecting '{here}'", LocationConstraint=region
+            )
         raise S3Error(
-            "InvalidLocationConstraint",
-            f"this server is region {context.config.s3_region!r}",
+            "IllegalLocationConstraintException",
+            f"The {region} location constraint is incompatible for the region specific endpoint this request was sent"
+            f" to; expecting '{here}'",
             LocationConstraint=region,
         )
     return region
@@ -90,7 +98,7 @@ def delete_bucket(context: Context) -> Answer:
 
 def require_owner(context: Context, bucket: BucketRow) -> None:
     if not context.identity.admin and (context.identity.anonymous or context.identity.user_id != bucket.owner):
-        raise S3Error("AccessDenied", "access denied")
+        raise S3Error("AccessDenied")
 
 
 def get_location(context: Context) -> Answer:

@@ -80,7 +80,7 @@ class Context:
 
     def require_user(self) -> str:
         if self.identity.anonymous:
-            raise S3Error("AccessDenied", "access denied")
+            raise S3Error("AccessDenied")
         return self.identity.user_id
 
 
@@ -163,12 +163,7 @@ def version_id(context: Context) -> None:
     if wanted is not None and wanted != "null":
         if not wanted:
             raise S3Error("InvalidArgument", "versionId is empty")
-        raise S3Error(
-            "NoSuchVersion",
-            "the version does not exist: this bucket has no versions",
-            Key=context.key.decode("utf-8", "replace"),
-            VersionId=wanted,
-        )
+        raise S3Error("NoSuchVersion", VersionId=wanted)
 
 
 def check_key(key: bytes) -> None:
@@ -292,7 +287,7 @@ def copy_source(context: Context) -> tuple[str, bytes]:
         if name != "versionId":
             raise S3Error("InvalidArgument", "x-amz-copy-source has an unknown query", ArgumentName="x-amz-copy-source")
         if value != "null":
-            raise S3Error("NoSuchVersion", "the source version does not exist: this bucket has no versions")
+            raise S3Error("NoSuchVersion", VersionId=value)
     decoded = unquote_to_bytes(path)
     decoded = decoded.removeprefix(b"/")
     bucket, slash, key = decoded.partition(b"/")

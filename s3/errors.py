@@ -6,11 +6,12 @@ Codes and statuses: Amazon S3 API reference, "Error responses". What S3 has no c
 from __future__ import annotations
 
 from stratum import errors as engine
+from stratum.s3.wording import worded
 
 STATUS = {
     "AccessDenied": 403, "AuthorizationHeaderMalformed": 400, "AuthorizationQueryParametersError": 400, "BadDigest": 400, "BadRequest": 400,
     "BucketAlreadyExists": 409, "BucketAlreadyOwnedByYou": 409, "BucketNotEmpty": 409, "EntityTooLarge": 400, "EntityTooSmall": 400,
-    "ExpectationFailed": 417, "HTTPVersionNotSupported": 505, "RequestURITooLong": 414,
+    "ExpectationFailed": 417, "HTTPVersionNotSupported": 505, "IllegalLocationConstraintException": 400, "RequestURITooLong": 414,
     "IllegalVersionConfigurationException": 400, "IncompleteBody": 400, "InsufficientStorage": 507, "InternalError": 500, "InvalidAccessKeyId": 403,
     "InvalidArgument": 400, "InvalidBucketName": 400, "InvalidChunkSizeError": 403, "InvalidDigest": 400, "InvalidLocationConstraint": 400, "InvalidObjectState": 403, "InvalidPart": 400,
     "InvalidPartNumber": 416, "InvalidPartOrder": 400, "InvalidRange": 416, "InvalidRequest": 400, "InvalidURI": 400, "InvalidStorageClass": 400, "InvalidTag": 400, "KeyTooLongError": 400,
@@ -23,13 +24,17 @@ STATUS = {
 
 
 class S3Error(engine.StratumError):
-    """A request that S3 refuses with this code. `extra` becomes elements of the XML body."""
+    """A request that S3 refuses with this code. `extra` becomes elements of the XML body, `headers` headers of it.
 
-    def __init__(self, code: str, message: str, **extra: str) -> None:
-        super().__init__(message)
+    `message` may be empty; what it says goes behind S3's own words for the code.
+    """
+
+    def __init__(self, code: str, message: str = "", **extra: str) -> None:
+        super().__init__(worded(code, message))
         self.code = code
         self.status = STATUS[code]
         self.extra = extra
+        self.headers: tuple[tuple[str, str], ...] = ()
 
 
 TABLE: dict[type[engine.StratumError], str] = {
@@ -88,10 +93,55 @@ TABLE: dict[type[engine.StratumError], str] = {
 }
 
 
+_TELLING = frozenset((
+    engine.BucketNotEmpty, engine.ChecksumMismatch, engine.EntityTooSmall, engine.InvalidArgument, engine.InvalidBucketName,
+    engine.InvalidName, engine.InvalidPart, engine.InvalidPartOrder, engine.InvalidRequest, engine.InvalidTag, engine.KeyTooLong,
+    engine.NotImplementedYet, engine.QuotaExceeded, engine.TooManyRequests,
+))  # fmt: skip
+"""The engine's errors about what the client sent. The messages of others are the operator's: they name disks and commands."""
+_INSIDE = ("`", " --", "stratum ")
+"""What only a message to the operator has: a command, an option."""
+
+
 def code_of(error: engine.StratumError) -> str:
     if isinstance(error, S3Error):
         return error.code
     return TABLE[type(error)]
+
+
+def message_of(error: engine.StratumError) -> str:
+    """What the client is told: S3's words for the code, and nothing of the server's inside."""
+    if isinstance(error, S3Error):
+        return error.message
+    detail = error.message if type(error) in _TELLING and not any(mark in error.message for mark in _INSIDE) else ""
+    if isinstance(error, engine.ReadOnlyBucket):
+        detail = "the bucket is a snapshot, which does not change"
+    return worded(code_of(error), detail)
+
+
+def extra_of(error: engine.StratumError, bucket: str, key: bytes | None) -> dict[str, str]:
+    """The elements of the error document beside code and message, as the SDKs read them."""
+    found: dict[str, str] = {}
+    if isinstance(error, S3Error):
+        found.update(error.extra)
+    elif isinstance(error, engine.PreconditionFailed):
+        found["Condition"] = error.condition
+    elif isinstance(error, engine.NoSuchUpload):
+        found["UploadId"] = str(error.facts["upload_id"])
+    elif isinstance(error, engine.KeyTooLong):
+        found |= {"Size": str(error.facts["key_bytes"]), "MaxSizeAllowed": "1024"}
+    if bucket:
+        found.setdefault("BucketName", bucket)
+    if key is not None:
+        found.setdefault("Key", key.decode("utf-8", "replace"))
+    return found
+
+
+def method_not_allowed(method: str, resource_type: str, allowed: tuple[str, ...]) -> S3Error:
+    """405, which names the methods that the resource has (RFC 9110 section 15.5.6)."""
+    error = S3Error("MethodNotAllowed", Method=method, ResourceType=resource_type)
+    error.headers = (("Allow", ", ".join(allowed)),)
+    return error
 
 
 def not_implemented(what: str) -> S3Error:

@@ -43,7 +43,12 @@ def _encoder(context: Context) -> Callable[[bytes], str]:
     if kind is None:
         return _escaped
     if kind != "url":
-        raise S3Error("InvalidArgument", "encoding-type is url", ArgumentName="encoding-type", ArgumentValue=kind)
+        raise S3Error(
+            "InvalidArgument",
+            "Invalid Encoding Method specified in Request",
+            ArgumentName="encoding-type",
+            ArgumentValue=kind,
+        )
     return url_encoded
 
 
@@ -116,11 +121,11 @@ def decode_token(token: str) -> bytes:
         raw = base64.b64decode(token, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise S3Error(
-            "InvalidArgument", "the continuation token is not one of this server's", ArgumentName="continuation-token"
+            "InvalidArgument", "The continuation token provided is incorrect", ArgumentName="continuation-token"
         ) from error
     if not raw.startswith(b"1"):
         raise S3Error(
-            "InvalidArgument", "the continuation token is not one of this server's", ArgumentName="continuation-token"
+            "InvalidArgument", "The continuation token provided is incorrect", ArgumentName="continuation-token"
         )
     return raw[1:]
 

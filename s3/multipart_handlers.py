@@ -107,7 +107,9 @@ def _part_number(context: Context) -> int:
     number = context.request.integer("partNumber", -1, 1)
     if not 1 <= number <= PART_NUMBER_MAX:
         raise S3Error(
-            "InvalidArgument", f"partNumber is a whole number from 1 to {PART_NUMBER_MAX}", ArgumentName="partNumber"
+            "InvalidArgument",
+            f"Part number must be an integer between 1 and {PART_NUMBER_MAX}, inclusive",
+            ArgumentName="partNumber",
         )
     return number
 
@@ -362,7 +364,7 @@ def list_uploads(context: Context) -> Answer:
     key_marker, id_marker = query.get("key-marker", "").encode(), query.get("upload-id-marker", "")
     encode = url_encoded if query.get("encoding-type") == "url" else lambda value: escape(value.decode())
     if query.get("encoding-type", "url") != "url":
-        raise S3Error("InvalidArgument", "encoding-type is url", ArgumentName="encoding-type")
+        raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request", ArgumentName="encoding-type")
     items: list[str] = []
     prefixes: list[bytes] = []
     truncated = False

@@ -49,7 +49,7 @@ def look_up(context: Context, reader: InodeReader) -> tuple[BucketRow, ObjectSta
         return bucket, objects.head(reader, bucket, context.key)
     except NoSuchKey:
         if not access.may_use_bucket(bucket, context.identity, access.READ):
-            raise S3Error("AccessDenied", "access denied") from None
+            raise S3Error("AccessDenied") from None
         raise
 
 
@@ -181,7 +181,7 @@ def get_object_attributes(context: Context) -> Answer:
     if not wanted or unknown:
         raise S3Error(
             "InvalidArgument",
-            f"x-amz-object-attributes lists some of {', '.join(_ATTRIBUTES)}",
+            f"Invalid attribute name specified. x-amz-object-attributes lists some of {', '.join(_ATTRIBUTES)}",
             ArgumentName="x-amz-object-attributes",
         )
     with context.snapshot() as reader:

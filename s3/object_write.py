@@ -28,7 +28,7 @@ from stratum.s3.context import (
     tagging,
     version_id,
     )  # fmt: skip
-from stratum.s3.errors import S3Error, code_of
+from stratum.s3.errors import S3Error, code_of, message_of
 from stratum.s3.xml import document, element, only, parse, text
 from stratum.turn import waiting
 
@@ -214,7 +214,8 @@ def copy_object(context: Context) -> Answer:
     if itself and directive == "COPY" and context.header("x-amz-storage-class") is None:
         raise S3Error(
             "InvalidRequest",
-            "an object is copied to itself only to change its metadata or storage class; send x-amz-metadata-directive: REPLACE",
+            "This copy request is illegal because it is trying to copy an object to itself without changing the object's"
+            " metadata, storage class, website redirect location or encryption attributes.",
         )
     owner = context.identity.user_id or bucket.owner
     acl = canned_acl(context, for_object=True)
@@ -289,7 +290,7 @@ async def _delete(context: Context, commit: Callable[[MetadataTransaction], None
     except NoSuchKey:
         if not conditional:
             raise
-        raise S3Error("NoSuchKey", "the key does not exist", Key=context.key.decode("utf-8", "replace")) from None
+        raise S3Error("NoSuchKey") from None
     return empty(204)
 
 
@@ -325,10 +326,10 @@ def _delete_batch(context: Context, entries: list[Element], *, quiet: bool, allo
         for key, version, condition in wanted:
             try:
                 if not allowed:
-                    raise S3Error("AccessDenied", "access denied")
+                    raise S3Error("AccessDenied")
                 tree.check_key(key)
                 if version not in {None, "null"}:
-                    raise S3Error("NoSuchVersion", "the version does not exist: this bucket has no versions")
+                    raise S3Error("NoSuchVersion")
                 objects.delete(tx, bucket, key, condition)
                 results.append(None)
             except StratumError as error:
@@ -342,7 +343,9 @@ def _delete_batch(context: Context, entries: list[Element], *, quiet: bool, allo
         told.append([key.decode("utf-8", "backslashreplace"), "deleted" if error is None else code_of(error)])
         named = element("Key", key.decode("utf-8", "replace")) + element("VersionId", version)
         if error is not None:
-            lines.append(f"<Error>{named}{element('Code', code_of(error))}{element('Message', error.message)}</Error>")
+            lines.append(
+                f"<Error>{named}{element('Code', code_of(error))}{element('Message', message_of(error))}</Error>"
+            )
         elif not quiet:
             lines.append(f"<Deleted>{named}</Deleted>")
     return lines

@@ -54,7 +54,7 @@ def _document(found: dict[str, str]) -> bytes:
 def _object(context: Context, reader: InodeReader) -> ObjectState:
     bucket, state = look_up(context, reader)
     if not access.may_use_tags(bucket, state.metadata, context.identity):
-        raise S3Error("AccessDenied", "access denied")
+        raise S3Error("AccessDenied")
     return state
 
 
@@ -89,7 +89,7 @@ def get_bucket_tagging(context: Context) -> Answer:
         bucket = context.bucket(reader)
     require_owner(context, bucket)
     if not bucket.tags:
-        raise S3Error("NoSuchTagSet", "the bucket has no tags", BucketName=context.request.bucket)
+        raise S3Error("NoSuchTagSet")
     return xml(_document(bucket.tags))
 
 

@@ -15,7 +15,7 @@ from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import read_document
 from stratum.s3.bucket_handlers import require_owner
 from stratum.s3.context import Context, check_key, http_date
-from stratum.s3.errors import S3Error, not_implemented
+from stratum.s3.errors import S3Error, method_not_allowed, not_implemented
 from stratum.s3.xml import only, parse, text
 from stratum.schema import Kind, key_u64
 from stratum.tier_rows import TIER_OF_CLASS, RestoreRow, Tier
@@ -56,11 +56,7 @@ def get_lifecycle(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         rules = lifecycle.get(reader, _own(context, reader).inode)
     if not rules:
-        raise S3Error(
-            "NoSuchLifecycleConfiguration",
-            "the bucket has no lifecycle configuration",
-            BucketName=context.request.bucket,
-        )
+        raise S3Error("NoSuchLifecycleConfiguration")
     return xml(lifecycle_xml.rules_document(rules))
 
 
@@ -101,7 +97,7 @@ def restore_object(context: Context) -> Answer:
         if raw is not None:
             row = RestoreRow.decode(raw)
             if row.state == "ongoing":
-                raise S3Error("RestoreAlreadyInProgress", "the object is being restored already")
+                raise S3Error("RestoreAlreadyInProgress")
             day_s = context.config.lifecycle_debug_day_s or lifecycle.DAY_S
             row.days, row.expires_s = days, int(now_s + days * day_s) if days else 0
             tx.put(key_u64(b"t", number), row.encode())
@@ -160,9 +156,7 @@ def internal(context: Context) -> Answer:
     context.require_user()
     path = context.key.split(b"/", 3)
     if context.request.method != "GET" or path[:2] != [b"v1", b"explain"] or len(path) != 4 or not path[3]:
-        raise S3Error(
-            "MethodNotAllowed", "what is here is GET /_stratum/v1/explain/BUCKET/KEY", Method=context.request.method
-        )
+        raise method_not_allowed(context.request.method, "OBJECT", ("GET",))
     bucket_name, key = path[2].decode("utf-8", "replace"), path[3]
     check_key(key)
     with context.volume.snapshot() as reader:

@@ -11,6 +11,7 @@ import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
 from stratum.s3.errors import S3Error
+from stratum.s3.wording import worded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,6 +83,12 @@ def document(root: str, *parts: str) -> bytes:
     return f'{HEADER}<{root} xmlns="{NAMESPACE}">{"".join(parts)}</{root}>'.encode()
 
 
-def error(code: str, message: str, resource: str, request_id: str, extra: dict[str, str]) -> bytes:
+def error(
+    code: str, message: str, resource: str, request_id: str, extra: dict[str, str], host_id: str | None = None
+) -> bytes:
     fields = "".join(element(name, value) for name, value in extra.items())
-    return f"{HEADER}<Error>{element('Code', code)}{element('Message', message)}{fields}{element('Resource', resource)}{element('RequestId', request_id)}</Error>".encode()
+    message = worded(code, message)
+    return (
+        f"{HEADER}<Error>{element('Code', code)}{element('Message', message)}{fields}{element('Resource', resource)}"
+        f"{element('RequestId', request_id)}{element('HostId', host_id)}</Error>"
+    ).encode()

@@ -60,7 +60,7 @@ def set_user(tx: MetadataTransaction, user_id: str, quota: Quota | None) -> None
 
 def _put(tx: MetadataTransaction, key: bytes, quota: Quota | None) -> None:
     if quota is not None and (min(quota.bytes, quota.objects) < 0 or quota == Quota()):
-        raise InvalidArgument("a quota is a number of bytes, of objects or both, above 0; --remove takes it away")
+        raise InvalidArgument("a quota is a number of bytes, of objects or both, above 0")
     before = tx.get(key) is not None
     if quota is None:
         tx.delete(key)
