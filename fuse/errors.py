@@ -45,6 +45,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.TooManyLinks: errno.EMLINK,
     engine.DataDamaged: errno.EIO,
     engine.StorageFailed: errno.EIO,
+    engine.StoreDamaged: errno.EIO,
     engine.TierUnavailable: errno.EIO,
     engine.NeedsRestore: errno.EIO,  # not EAGAIN: buffered readers take that for "nothing yet" and copy a truncated file
     engine.ForeignRemote: errno.EIO,

@@ -76,6 +76,7 @@ TABLE: dict[type[engine.StratumError], str] = {
     engine.TooManyLinks: "InvalidArgument",
     engine.DataDamaged: "InternalError",
     engine.StorageFailed: "InternalError",
+    engine.StoreDamaged: "InternalError",
     engine.TierUnavailable: "ServiceUnavailable",
     engine.NeedsRestore: "InvalidObjectState",
     engine.ForeignRemote: "InternalError",

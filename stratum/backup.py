@@ -392,7 +392,7 @@ def _newest_session(root: Path, settings: config.Config) -> int:
     found = [0]
     for folder in hot_folders(root, settings):
         if folder.is_dir():
-            found += [int(entry.name, 16) for entry in folder.iterdir() if _is_session(entry.name)]
+            found += [int(entry.name, 16) for entry in folder.iterdir() if sessions.is_folder(entry.name)]
     if (root / "meta" / "data.mdb").exists():
         try:
             with opened_store(root / "meta", settings) as store, store.snapshot() as snapshot:
@@ -400,10 +400,6 @@ def _newest_session(root: Path, settings: config.Config) -> int:
         except StratumError as error:  # it may be what has to be replaced
             log.warning("metadata_unreadable", error=error.message)
     return max(found)
-
-
-def _is_session(name: str) -> bool:
-    return len(name) == 8 and all(letter in "0123456789abcdef" for letter in name)
 
 
 def _prepare(meta: Path, settings: config.Config, newest: int, transaction: int) -> None:

@@ -200,6 +200,10 @@ class StorageFailed(StratumError):
     """A disk refused to sync. Nothing more is written; restart after looking at the disk."""
 
 
+class StoreDamaged(StorageFailed):
+    """The metadata store does not fit together, in a way that no crash leaves it. Starting again never helps."""
+
+
 class TierUnavailable(StratumError):
     """A tier cannot take or give bytes now: disks are missing, a remote does not answer. Nothing was lost; try again later."""
 

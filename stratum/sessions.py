@@ -57,6 +57,11 @@ class Inherited:
     counter: int = 0
 
 
+def is_folder(name: str) -> bool:
+    """Whether a folder of a hot disk is called like that of a session's data files."""
+    return len(name) == 8 and all(letter in "0123456789abcdef" for letter in name)
+
+
 class Session:
     """The entry of the process itself."""
 

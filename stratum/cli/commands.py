@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import background, buckets, clones, counting, notify, paths, volume
 from stratum import log as logs
-from stratum.cli.progress import Progress
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.erasure import parse_code
 from stratum.errors import InvalidArgument, SessionDead
@@ -230,44 +229,6 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
     if passing is not None:
         takeover.pass_on(passing, opened.session.next_number())
     return 0
-
-
-def fsck(options: Namespace) -> int:
-    from stratum import fsck as checker
-
-    with Volume(options.volume, "fsck") as opened, Progress("reading every stored byte") as progress:
-        findings = checker.check(opened, repair=options.repair, seen=progress.at)
-    left = [finding for finding in findings if not finding.repaired]
-    code = 1 if left else 2 if findings else 0
-    document = {"findings": [asdict(finding) for finding in findings], "code": code}
-    lines = [
-        f"{finding.kind}: {finding.thing}: {finding.what}{' (repaired)' if finding.repaired else ''}"
-        for finding in findings
-    ]
-    lines.append(
-        "clean"
-        if not findings
-        else f"{len(findings)} finding(s), {len(findings) - len(left)} repaired"
-        + ("" if options.repair else "; --repair repairs")
-    )
-    show(options, document, "\n".join(lines))
-    return code
-
-
-def gc(options: Namespace) -> int:
-    from stratum import leaks
-
-    with Volume(options.volume, "gc") as opened:
-        found = leaks.collect(opened, apply=options.apply)
-    document = {
-        "leaked_objects": len(found),
-        "leaked_bytes": sum(leak.size for leak in found),
-        "applied": options.apply,
-    }
-    text = f"{document['leaked_objects']} leaked, {document['leaked_bytes']} bytes" + (
-        " removed" if options.apply else "; --apply removes them"
-    )
-    return show(options, document, text)
 
 
 # -- users and keys -----------------------------------------------------------------------------------------------------

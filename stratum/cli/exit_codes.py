@@ -49,6 +49,7 @@ TABLE: dict[type[engine.StratumError], int] = {
     engine.TooManyLinks: REFUSED,
     engine.DataDamaged: FAILED,
     engine.StorageFailed: FAILED,
+    engine.StoreDamaged: COULD_NOT_RUN,
     engine.TierUnavailable: COULD_NOT_RUN,
     engine.NeedsRestore: REFUSED,
     engine.ForeignRemote: REFUSED,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stratum import __version__, filling
 from stratum.cli import audit_commands as auditing
 from stratum.cli import backup_commands as saving
-from stratum.cli import commands, disk_commands, tier_commands
+from stratum.cli import check_commands, commands, disk_commands, tier_commands
 from stratum.cli import operate_commands as operate
 from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
 from stratum.errors import StillFilling, StratumError
@@ -353,9 +353,9 @@ def build_parser() -> argparse.ArgumentParser:
                 help="allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",
             )
     _operate_parsers(sub, command, group)
-    made = command(sub, "fsck", "check the volume, and repair it with --repair", commands.fsck)
+    made = command(sub, "fsck", "check the volume, and repair it with --repair", check_commands.fsck)
     made.add_argument("--repair", action="store_true")
-    made = command(sub, "gc", "find bytes nothing refers to, and remove them with --apply", commands.gc)
+    made = command(sub, "gc", "find bytes nothing refers to, and remove them with --apply", check_commands.gc)
     made.add_argument("--apply", action="store_true")
 
     made = command(sub, "tierd", "move, heal and expire data, alone", tier_commands.tierd)

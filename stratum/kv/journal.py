@@ -2,7 +2,8 @@
 
     journal      records, each at a multiple of BLOCK_BYTES, from the beginning of the file on
     record       digest 16 | epoch 8 | transaction 8 | body bytes 8 | body: for each row key bytes 2, value bytes 4, key, value
-    checkpoint   three blocks: the first word of block 0 is not 0 if somebody saw the disk fail; blocks 1 and 2 hold a mark each
+    checkpoint   three blocks: the first word of block 0 is not 0 if somebody saw the disk fail, the 16 bytes behind it name the boot of the
+                 machine in which the store was last opened; blocks 1 and 2 hold a mark each
     mark         digest 16 | epoch 8 | transaction 8 | nonce 16 | lineage 16 | head bytes 512
 
 Value bytes DELETED say that the row goes. Numbers are little-endian. A digest is the XXH3-128 of the epoch's nonce (of nothing, for
@@ -10,6 +11,8 @@ a mark) and of all that follows it: a record that somebody else's bytes only loo
 
 Invariants
 * A record counts if its digest holds, its epoch is the mark's, and it directly follows the record, or the mark, before it.
+* Records are written one after the other, each flushed before the next begins. So bytes that are no record end the journal only if no
+  whole record of the epoch lies behind them (a torn write); otherwise they are damage.
 * The newer of the marks that hold counts. The other one's place is written next, so that a torn mark loses nothing.
 * No block is shared by two records: writing one never rewrites a byte of another.
 """
@@ -22,13 +25,13 @@ import os
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 BLOCK_BYTES = 4096
 DELETED = 0xFFFFFFFF
@@ -40,6 +43,10 @@ _MARK = struct.Struct(f"<QQ16s16s{HEAD_BYTES}s")
 _ROW = struct.Struct("<HI")
 _WORD = struct.Struct("<Q")
 pack_row = _ROW.pack
+_START_BYTES = _DIGEST_BYTES + _RECORD.size
+"""Of a record, before its body."""
+BODY_READ_BYTES_MAX = 1 << 20
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Row = tuple[bytes, bytes | None]
 """A key and its new value; None: the row goes."""
@@ -84,7 +91,8 @@ def record(mark: Mark, transaction: int, parts: list[bytes]) -> bytes:
     return _digest(mark.nonce, data) + data + bytes(-(_DIGEST_BYTES + len(data)) % BLOCK_BYTES)
 
 
-def _rows(body: bytes) -> Iterator[Row]:
+def rows_of(body: bytes) -> Iterator[Row]:
+    """Raises `struct.error` where a damaged body cannot be read on."""
     at = 0
     while at < len(body):
         key_bytes, value_bytes = _ROW.unpack_from(body, at)
@@ -96,6 +104,19 @@ def _rows(body: bytes) -> Iterator[Row]:
         else:
             yield key, body[at : at + value_bytes]
             at += value_bytes
+
+
+def _blocks(body_bytes: int) -> int:
+    """How much of the file a record takes."""
+    return -(-(_START_BYTES + body_bytes) // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def boot() -> bytes:
+    """What names this boot of the machine; empty where nothing does."""
+    try:
+        return bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))[:_DIGEST_BYTES]
+    except (OSError, ValueError):
+        return b""
 
 
 class Journal:
@@ -145,18 +166,60 @@ class Journal:
         """(transaction, where the next record begins, rows) of all that followed `mark`."""
         at, transaction = 0, mark.transaction
         size = os.fstat(self._fd).st_size
-        start = _DIGEST_BYTES + _RECORD.size
-        while at + start <= size:
-            head = os.pread(self._fd, start, at)
-            epoch, number, body_bytes = _RECORD.unpack_from(head, _DIGEST_BYTES)
-            if epoch != mark.epoch or number != transaction + 1 or at + start + body_bytes > size:
+        while True:
+            head = os.pread(self._fd, _START_BYTES, at)
+            if len(head) < _START_BYTES:
                 return
-            body = os.pread(self._fd, body_bytes, at + start)
+            epoch, number, body_bytes = _RECORD.unpack_from(head, _DIGEST_BYTES)
+            if epoch != mark.epoch or number != transaction + 1 or at + _START_BYTES + body_bytes > size:
+                return
+            body = os.pread(self._fd, body_bytes, at + _START_BYTES)
             if head[:_DIGEST_BYTES] != _digest(mark.nonce, head[_DIGEST_BYTES:] + body):
                 return
             transaction = number
-            at += -(-(start + body_bytes) // BLOCK_BYTES) * BLOCK_BYTES
-            yield transaction, at, _rows(body)
+            at += _blocks(body_bytes)
+            yield transaction, at, rows_of(body)
+
+    def whole_from(self, mark: Mark, at: int, after: int) -> Iterator[tuple[int, int, bytes]]:
+        """(transaction, where it begins, body) of every whole record of the epoch at or behind `at`, of transactions later than `after`.
+
+        Each begins at a multiple of BLOCK_BYTES, so they are found whatever lies between them.
+        """
+        data = os.pread(self._fd, max(os.fstat(self._fd).st_size - at, 0), at)
+        epoch = _WORD.pack(mark.epoch)
+        place = 0
+        while place + _START_BYTES <= len(data):
+            body_bytes = 0
+            if data.startswith(epoch, place + _DIGEST_BYTES):
+                _, number, body_bytes = _RECORD.unpack_from(data, place + _DIGEST_BYTES)
+                end = place + _START_BYTES + body_bytes
+                if (
+                    number > after
+                    and end <= len(data)
+                    and data.startswith(_digest(mark.nonce, memoryview(data)[place + _DIGEST_BYTES : end]), place)
+                ):
+                    yield number, at + place, data[place + _START_BYTES : end]
+                else:
+                    body_bytes = 0
+            place += _blocks(body_bytes)
+
+    def body_as_it_reads(self, at: int) -> bytes:
+        """Of a record that does not hold: only for telling what may have been in it."""
+        head = os.pread(self._fd, _START_BYTES, at)
+        if len(head) < _START_BYTES:
+            return b""
+        body_bytes = _RECORD.unpack_from(head, _DIGEST_BYTES)[2]
+        return os.pread(self._fd, min(body_bytes, BODY_READ_BYTES_MAX), at + _START_BYTES)
+
+
+def newest_mark(checkpoint: bytes | mmap.mmap) -> Mark | None:
+    """Of what the file holds; None if no mark in it holds."""
+    found = [
+        mark
+        for place in (1, 2)
+        if (mark := Mark.unpack(checkpoint[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]))
+    ]
+    return max(found, key=lambda mark: mark.epoch, default=None)
 
 
 class Marks:
@@ -190,12 +253,15 @@ class Marks:
         return max(first, second)
 
     def newest(self) -> Mark | None:
-        found = [
-            mark
+        return newest_mark(self._map)
+
+    def torn(self) -> list[int]:
+        """Where something is written that is no mark."""
+        return [
+            place * BLOCK_BYTES
             for place in (1, 2)
-            if (mark := Mark.unpack(self._map[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]))
+            if any(raw := self._map[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]) and Mark.unpack(raw) is None
         ]
-        return max(found, key=lambda mark: mark.epoch, default=None)
 
     def write(self, mark: Mark) -> None:
         """Durable when it returns. Raises `OSError`."""
@@ -213,6 +279,16 @@ class Marks:
     @property
     def failed(self) -> bool:
         return self._map[0] != 0
+
+    def note_boot(self) -> None:
+        """By the first one to open the store. It need not be durable: a boot that is not known proves nothing."""
+        self._map[_WORD.size : _WORD.size + _DIGEST_BYTES] = boot().ljust(_DIGEST_BYTES, b"\0")
+
+    @property
+    def same_boot(self) -> bool:
+        """Whether the machine has run since the store was last opened, so that no write of any process can have been lost."""
+        name = boot()
+        return bool(name) and self._map[_WORD.size : _WORD.size + _DIGEST_BYTES] == name
 
     def clear_failure(self) -> None:
         _WORD.pack_into(self._map, 0, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from bisect import bisect_left
 from itertools import islice
 from operator import itemgetter
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 PAGE_BYTES = 4096
 LINEAGE_AT, LINEAGE = 4064, b"stratum lineage\0"
 """In the first meta page, behind all that LMDB writes: names the file, so that a checkpoint is never applied to another one."""
+
+TAIL = RESERVED + b"journal"
+TAIL_VALUE = struct.Struct("<QQQ")
+"""Epoch, where the next record begins, how many there are."""
 
 
 class LmdbSnapshot:

@@ -34,13 +34,16 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from stratum.errors import NoSpace, StorageFailed, StratumError
-from stratum.kv.contract import RESERVED
+from stratum.errors import Busy, NoSpace, StorageFailed, StratumError
+from stratum.kv import condition
+from stratum.kv.condition import TRANSACTION_AT, Keep
 from stratum.kv.journal import HEAD_BYTES, Journal, Mark, Marks, record
 from stratum.kv.lmdb_access import (
     LINEAGE,
     LINEAGE_AT,
     PAGE_BYTES,
+    TAIL,
+    TAIL_VALUE,
     LmdbTransaction,
     SnapshotBlock,
     allocate_lock_file,
@@ -66,18 +69,22 @@ TRICKLE_RECORDS = 64
 _SYNC_FILE_RANGE_WRITE = 2
 _sync_file_range = ctypes.CDLL(None).sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-TAIL = RESERVED + b"journal"
-_TAIL = struct.Struct("<QQQ")
-"""Epoch, where the next record begins, how many there are."""
-_TRANSACTION_AT = 144
-"""Of a meta page: page header 16, magic to map size 24, two tables 96, last page 8 (LMDB 0.9, `struct MDB_meta`)."""
 
 
 class LmdbStore:
     def __init__(
-        self, folder: str, *, map_bytes: int, readers_max: int, create: bool = False, journal_bytes: int = 0
+        self,
+        folder: str,
+        *,
+        map_bytes: int,
+        readers_max: int,
+        create: bool = False,
+        journal_bytes: int = 0,
+        keep: Keep | None = None,
     ) -> None:
-        """Raises `StorageFailed` if the store cannot be brought to a state that was committed."""
+        """`keep` says what counts of a damaged store. Raises `StoreDamaged` if it is damaged and nobody has said, `Busy` if somebody has
+        said and others have the store open.
+        """
         self._folder = folder
         self._path = Path(folder) / "data.mdb"
         self._journal_bytes = journal_bytes or JOURNAL_BYTES
@@ -110,7 +117,7 @@ class LmdbStore:
                     alone = self._journal.take()
                     if alone:
                         self._journal.fill(self._journal_bytes)
-                    self._open(options, opened, alone=alone)
+                    self._open(options, opened, keep, alone=alone)
                     self._journal.share()
             except lmdb.Error as error:
                 raise translate(error) from error
@@ -122,55 +129,36 @@ class LmdbStore:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    def _open(self, options: dict[str, Any], opened: ExitStack, *, alone: bool) -> None:
+    def _open(self, options: dict[str, Any], opened: ExitStack, keep: Keep | None, *, alone: bool) -> None:
         mark, mending = self._marks.newest(), False
         lineage = lineage_of(self._path)
-        if alone and lineage is not None:
-            mark, newest = self._check(mark, lineage)
-            mending = newest != mark.transaction or self._marks.failed
-            if mending:
+        named = lineage is not None or condition.has_damaged_name(self._path)
+        if keep is not None and not alone:
+            raise Busy(f"a process has the store in {self._folder} open; stop it first")
+        if alone and named:
+            found = condition.examine(Path(self._folder), self._marks, self._journal)
+            if found.fault and keep is None:
+                raise found.error
+            mark = found.mark if keep is not Keep.STORE else None
+            mending = mark is not None and (found.newest != mark.transaction or self._marks.failed or bool(keep))
+            if mark is not None and mending:
                 self._put_back(mark)
         self._env = lmdb.open(self._folder, sync=False, metasync=False, readahead=True, **options)
         opened.callback(self._env.close)
-        if lineage is None and alone:
+        if alone and keep is Keep.STORE:
+            mark = self._begin_again(lineage)
+        elif alone and not named:
             mark = self._begin()
         elif mark is None:
-            raise self._damaged("has no checkpoint")
+            raise StorageFailed(f"the metadata store in {self._folder} has no checkpoint")
         self._mark = mark
         self._data_fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         opened.callback(os.close, self._data_fd)
         if alone:
             self._marks.clear_failure()
+            self._marks.note_boot()
         if mending:
             self._apply_again(mark)
-
-    def _damaged(self, what: str) -> StorageFailed:
-        return StorageFailed(
-            f"the metadata store in {self._folder} {what}; `stratum meta restore` brings back a backup"
-        )
-
-    def _check(self, mark: Mark | None, lineage: bytes) -> tuple[Mark, int]:
-        """The mark, and the newest transaction that the journal or the store knows of."""
-        if mark is None:
-            raise self._damaged("has lost its checkpoint")
-        if mark.lineage != lineage:
-            raise self._damaged("has the checkpoint of another one")
-        stored = self._transactions()[1]
-        if stored < mark.transaction:
-            raise self._damaged("is older than its checkpoint")
-        newest = mark.transaction
-        for newest, _, _ in self._journal.records(mark):  # noqa: B007  the last one counts
-            pass
-        if stored > newest:
-            raise self._damaged("has commits that its journal does not: a program that knows no journal wrote to it")
-        return mark, newest
-
-    def _transactions(self) -> tuple[int, int]:
-        """What the two meta pages say they are of, the older one first."""
-        with self._path.open("rb") as file:
-            raw = [os.pread(file.fileno(), 8, number * PAGE_BYTES + _TRANSACTION_AT) for number in (0, 1)]
-        older, newer = sorted(int.from_bytes(word, "little") for word in raw)
-        return older, newer
 
     def _begin(self) -> Mark:
         """The first checkpoint of a file: it gets its name once a mark of that name is on the disk."""
@@ -181,12 +169,31 @@ class LmdbStore:
         self._write_store([(LINEAGE_AT, LINEAGE + lineage)])
         return mark
 
+    def _begin_again(self, lineage: bytes | None) -> Mark:
+        """A new checkpoint of the store as it stands. The mark that held before is overwritten by none but the next one."""
+        self._env.sync(True)
+        before = self._marks.newest()
+        with self._env.begin() as txn:
+            epoch = 1 + max(before.epoch if before else 0, self._tail_epoch(txn))
+        if before is not None and (epoch - before.epoch) % 2 == 0:
+            epoch += 1
+        mark = self._mark_now(epoch, lineage or os.urandom(16))
+        self._marks.write(mark)
+        if lineage is None:
+            self._write_store([(LINEAGE_AT, LINEAGE + mark.lineage)])
+        return mark
+
+    @staticmethod
+    def _tail_epoch(txn: lmdb.Transaction) -> int:
+        raw = txn.get(TAIL)
+        return int(TAIL_VALUE.unpack(raw)[0]) if raw is not None else 0
+
     def _mark_now(self, epoch: int, lineage: bytes) -> Mark:
         """A mark of the newest state, which is on the disk already and stays while this is called."""
         transaction = int(self._env.info()["last_txnid"])
         with self._path.open("rb") as file:
             head = os.pread(file.fileno(), HEAD_BYTES, transaction % 2 * PAGE_BYTES)
-        found = int.from_bytes(head[_TRANSACTION_AT : _TRANSACTION_AT + 8], "little")
+        found = int.from_bytes(head[TRANSACTION_AT : TRANSACTION_AT + 8], "little")
         assert found == transaction, f"meta page {transaction % 2} is of transaction {found}, not {transaction}"
         return Mark(epoch, transaction, os.urandom(16), lineage, head)
 
@@ -201,7 +208,8 @@ class LmdbStore:
 
     def _put_back(self, mark: Mark) -> None:
         """Make the state of the mark the newest one: both meta pages become its own. Interrupted, it is done again."""
-        self._write_store([(number * PAGE_BYTES, struct.pack("<Q", number) + mark.head[8:]) for number in (0, 1)])
+        pages = [(number * PAGE_BYTES, struct.pack("<Q", number) + mark.head[8:]) for number in (0, 1)]
+        self._write_store([*pages, (LINEAGE_AT, LINEAGE + mark.lineage)])
 
     def _apply_again(self, mark: Mark) -> None:
         self._pin = self._env.begin()
@@ -216,7 +224,7 @@ class LmdbStore:
                         txn.delete(key)
                     else:
                         txn.put(key, value)
-                txn.put(TAIL, _TAIL.pack(mark.epoch, following, count))
+                txn.put(TAIL, TAIL_VALUE.pack(mark.epoch, following, count))
         self._locked(self._checkpoint)
         log.info("journal_applied", transactions=count, newest=mark.transaction + count)
 
@@ -245,7 +253,7 @@ class LmdbStore:
                 txn.abort()
                 return
             data = record(self._mark, changes.id, changes.parts)
-            txn.put(TAIL, _TAIL.pack(self._mark.epoch, at + len(data), records + 1))
+            txn.put(TAIL, TAIL_VALUE.pack(self._mark.epoch, at + len(data), records + 1))
             written = True
             self._write_record(data, at)
             txn.commit()
@@ -311,7 +319,7 @@ class LmdbStore:
         raw = txn.get(TAIL)
         if raw is None:
             return 0, 0
-        epoch, at, records = _TAIL.unpack(raw)
+        epoch, at, records = TAIL_VALUE.unpack(raw)
         return (at, records) if epoch == self._mark.epoch else (0, 0)
 
     def _write_record(self, data: bytes, at: int) -> None:
