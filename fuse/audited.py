@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 CHANGES = frozenset(
-    ("create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "setattr", "setxattr", "removexattr")
+    (
+        "create",
+        "mknod",
+        "mkdir",
+        "symlink",
+        "link",
+        "unlink",
+        "rmdir",
+        "rename",
+        "setattr",
+        "setxattr",
+        "removexattr",
+        "tmpfile",
+    )
 )
 NAMING = frozenset(("lookup", "create", "mknod", "mkdir", "symlink"))
 """Requests that teach the name of a number."""
@@ -41,6 +54,9 @@ class Names:
         self.forget(number)
         self._by_number[number] = (parent, name)
         self._by_name[parent, name] = number
+
+    def knows(self, number: int) -> bool:
+        return number in self._by_number
 
     def forget(self, number: int) -> None:
         place = self._by_number.pop(number, None)
@@ -116,7 +132,7 @@ class Auditor:
             found["path"] = names.path(told["inode"])
             found["to"] = names.path(told["new_parent_inode"], told["new_name"])
         elif "parent_inode" in told:
-            found["path"] = names.path(told["parent_inode"], told["name"])
+            found["path"] = names.path(told["parent_inode"], told.get("name"))
         else:
             found["path"] = names.path(told["inode"])
         if operation in {"setxattr", "removexattr"}:
@@ -133,6 +149,8 @@ class Auditor:
     def learn(self, operation: str, told: dict[str, Any], number: int) -> None:
         if operation in NAMING:
             self.names.learn(told["parent_inode"], told["name"], number)
+        elif operation == "link" and not self.names.knows(number):
+            self.names.learn(told["new_parent_inode"], told["new_name"], number)
 
     async def record(self, event: dict[str, Any]) -> None:
         """Until it is in the log. Raises `AuditUnavailable`."""

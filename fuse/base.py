@@ -321,34 +321,37 @@ class Base(pyfuse3.Operations):
         if not state.uncommitted:
             return
         async with state.lock:
-            buffer = state.buffer
-            if state.pending is not None:
-                if buffer is None or not buffer.dirty:
-                    await self._settle_locked(state)
-                    return
-                function = buffer.mutation(state.pending.inode)
-                await self._settle_locked(state, function)
-                if function is not None:
-                    if state.pending is None:
-                        buffer.forget()
-                    return
-                if state.pending is not None:
-                    return  # lost: its bytes stay with whoever has it open
+            await self._flush_locked(state)
+
+    async def _flush_locked(self, state: FileState) -> None:
+        buffer = state.buffer
+        if state.pending is not None:
             if buffer is None or not buffer.dirty:
+                await self._settle_locked(state)
                 return
-            function = buffer.mutation()
-            if function is None:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(buffer.commit)
+            function = buffer.mutation(state.pending.inode)
+            await self._settle_locked(state, function)
+            if function is not None:
+                if state.pending is None:
+                    buffer.forget()
                 return
-            try:
-                await self.commit(function)
-            except TryAgain:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(buffer.commit)
-            except NotFound:
-                pass  # the file lost its last name and its holders: nobody can ask for these bytes
-            buffer.forget()
+            if state.pending is not None:
+                return  # lost: its bytes stay with whoever has it open
+        if buffer is None or not buffer.dirty:
+            return
+        function = buffer.mutation()
+        if function is None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(buffer.commit)
+            return
+        try:
+            await self.commit(function)
+        except TryAgain:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(buffer.commit)
+        except NotFound:
+            pass  # the file lost its last name and its holders: nobody can ask for these bytes
+        buffer.forget()
 
     def add_orphan(self, number: int) -> None:
         self.orphans.setdefault(number, trio.current_time())

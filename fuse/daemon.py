@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -15,6 +16,7 @@ from stratum import buckets, counting, housekeeping, notify
 from stratum.acknowledge import detach, tell_mount_row
 from stratum.errors import StratumError, UnfinishedMount
 from stratum.fuse import _negotiate, sharing, takeover
+from stratum.fuse.extra_operations import answering
 from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
@@ -162,7 +164,7 @@ class _Serving:
                 await operations.commit(lambda tx: tell_mount_row(tx, volume.session.id, still=still), frees=True)
         first = self._taken_over.init if self._taken_over is not None else b""
         session = operations.commits.session = Session(first, begun=self.follower.resume)
-        session.install()
+        session.install(partial(answering, operations))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_signal, nursery.cancel_scope)

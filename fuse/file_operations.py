@@ -48,12 +48,16 @@ class FileOperations(Base):
             await self.commit(lambda tx: truncate_now(tx, number, size).number, frees=shrinks)
             return
         async with state.lock:
-            self._check_growth(state, size)
-            buffer = self.open_files.buffer(self._volume, state, self._fresh(number))
-            self._mark_dirty(state)
-            buffer.truncate(size, time.time_ns())
+            self._truncate_buffer(state, size)
         if not open_handle:
             await self._flush(state)
+
+    def _truncate_buffer(self, state: FileState, size: int) -> None:
+        """Under the file's lock."""
+        self._check_growth(state, size)
+        buffer = self.open_files.buffer(self._volume, state, self._fresh(state.number))
+        self._mark_dirty(state)
+        buffer.truncate(size, time.time_ns())
 
     def _check_growth(self, state: FileState, stop: int) -> None:
         """Raises `QuotaExceeded` if a file may not reach to `stop`."""
@@ -201,8 +205,7 @@ class FileOperations(Base):
         await self._close(fh)
 
     async def _close(self, fh: int) -> None:
-        handle = self.open_files.handles.pop(fh)
-        state = handle.state
+        state = self.open_files.close(fh).state
         try:
             if state.nameless and state.handles == 1 and state.buffer is not None:
                 state.buffer.forget()  # nobody can ask for these bytes any more

@@ -10,20 +10,19 @@
  *
  * pyfuse3 cannot say either that the kernel may keep a directory's listing; here the handle's number says it.
  *
+ * The requests that pyfuse3 has no handlers for are in fuse/extra_operations.c.
+ *
  * And it keeps the kernel's first message, for a program that takes the connection over: see fuse/takeover.py.
  */
 
 #define _GNU_SOURCE
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "negotiate.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <fuse_lowlevel.h>
 #include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -72,7 +71,8 @@ fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *op
     getxattr_of_caller = hooked.getxattr;
     if (getxattr_of_caller != NULL)
         hooked.getxattr = getxattr;
-    session = next(arguments, &hooked, bytes, userdata);
+    hook_extra_operations(&hooked);
+    session = next(arguments, &hooked, sizeof hooked, userdata);
     return session;
 }
 
@@ -182,6 +182,7 @@ static PyObject *step(PyObject *module, PyObject *unused)
     /* Before its handler reads anything, in the order that all processors see: stratum/stillness.py stands on it. */
     if (kind_of(buffer.mem, received) != FORGET && kind_of(buffer.mem, received) != BATCH_FORGET)
         __atomic_add_fetch(taken, 1, __ATOMIC_SEQ_CST);
+    translate(buffer.mem, received);
     fuse_session_process_buf(session, &buffer);
     return PyLong_FromLong(1);
 }
@@ -377,7 +378,12 @@ enum { KEPT_BYTES = 64 << 20, MAPPED_BYTES_MIN = 32 << 20 };
 
 PyMODINIT_FUNC PyInit__negotiate(void)
 {
+    PyObject *module;
+
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
     mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
-    return PyModule_Create(&definition);
+    module = PyModule_Create(&definition);
+    if (module != NULL && PyModule_AddFunctions(module, extra_functions) < 0)
+        Py_CLEAR(module);
+    return module;
 }

@@ -66,17 +66,24 @@ class FileLock:
 class FileState:
     """One inode in use."""
 
-    __slots__ = ("buffer", "dirty_since", "failure", "handles", "lock", "nameless", "number", "pending", "refused_at")
+    __slots__ = (
+        "buffer", "dirty_since", "failure", "handles", "linkable", "lock", "nameless", "number", "pending", "refused_at",
+        "writers",
+    )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.handles = 0
+        self.writers = 0
+        """How many of the handles may write: only through one of those can a mapping have been stored to."""
         self.buffer: WriteBuffer | None = None
         self.dirty_since = 0.0
         self.failure = ""
         """Why the last try in the background failed: it is tried four times a second, and told once."""
         self.lock = FileLock()
         self.nameless = False
+        self.linkable = False
+        """Made without a name (O_TMPFILE) and without one still: it may get one."""
         self.pending: Pending | None = None
         self.refused_at = -math.inf
         """When a read last waited in vain for a remote."""
@@ -141,6 +148,7 @@ class OpenFiles:
         if state is None:
             state = self.files[number] = FileState(number)
         state.handles += 1
+        state.writers += writable
         handle = next(self._numbers) | (0 if writable or truncated else CHANGES_NOTHING)
         self.handles[handle] = FileHandle(state, writable)
         return handle
@@ -153,6 +161,25 @@ class OpenFiles:
         state.dirty_since = trio.current_time()
         self.pending[parent, name] = state
         return handle
+
+    def create_nameless(self, number: int, *, writable: bool) -> int:
+        """A handle of a file that was made without a name."""
+        handle = self.open(number, writable=writable, truncated=True)
+        state = self.handles[handle].state
+        state.nameless = state.linkable = True
+        return handle
+
+    def linked(self, number: int) -> None:
+        """A file that was made without a name has one."""
+        state = self.files.get(number)
+        if state is not None:
+            state.nameless = state.linkable = False
+
+    def close(self, handle: int) -> FileHandle:
+        """The handle; that its file has one less is still to be counted, when what was written is committed."""
+        opened = self.handles.pop(handle)
+        opened.state.writers -= opened.writable
+        return opened
 
     def committed(self, state: FileState) -> None:
         """A pending file has its row now."""
@@ -217,6 +244,7 @@ class OpenFiles:
                 (handle, opened.state.number, opened.writable, opened.state.nameless)
                 for handle, opened in self.handles.items()
             ],
+            "linkable": [state.number for state in self.files.values() if state.linkable],
             "directories": [
                 (
                     handle,
@@ -235,8 +263,11 @@ class OpenFiles:
         for handle, number, writable, nameless in told["handles"]:
             state = self.files.setdefault(number, FileState(number))
             state.handles += 1
+            state.writers += writable
             state.nameless = nameless
             self.handles[handle] = FileHandle(state, writable)
+        for number in told.get("linkable", ()):  # the program before this one may not have known of it
+            self.files[number].linkable = True
         for handle, number, mtime_ns, positions in told["directories"]:
             opened = self.directories[handle] = DirectoryHandle(number, mtime_ns)
             opened.positions.update((cookie, bytes.fromhex(entry)) for cookie, entry in positions)

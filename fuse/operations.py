@@ -18,8 +18,8 @@ import xxhash
 
 from stratum import content, files, mount_names, tree
 from stratum.errors import NoSpace, NotFound, StillFilling
-from stratum.fuse.attribute_operations import AttributeOperations
 from stratum.fuse.base import handler
+from stratum.fuse.extra_operations import ExtraOperations
 from stratum.schema import Inode, Kind
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cookie_of(entry: bytes) -> int:
     return (xxhash.xxh3_64_intdigest(entry) >> 2) + 2
 
 
-class Operations(AttributeOperations):
+class Operations(ExtraOperations):
     """One mount: the handlers on names, and what the others bring."""
 
     @handler
@@ -121,7 +121,11 @@ class Operations(AttributeOperations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         await self._settle_number(inode)
-        await self.commit(lambda tx: files.link(tx, inode, new_parent_inode, new_name).number)
+        state = self.open_files.state(inode)
+        if state is not None and state.linkable:
+            await self._link_first(state, new_parent_inode, new_name)
+        else:
+            await self.commit(lambda tx: files.link(tx, inode, new_parent_inode, new_name).number)
         return self._entry_now(inode, new_name)
 
     @handler
@@ -153,8 +157,9 @@ class Operations(AttributeOperations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        if flags & ~(files.RENAME_NOREPLACE | files.RENAME_EXCHANGE):
+        if flags & ~(files.RENAME_NOREPLACE | files.RENAME_EXCHANGE | files.RENAME_WHITEOUT):
             raise pyfuse3.FUSEError(errno.EINVAL)
+        caller = self._caller(ctx)
         await self._settle_name(parent_inode_old, name_old)
         await self._settle_name(parent_inode_new, name_new)
         victims: list[int] = []
@@ -162,7 +167,9 @@ class Operations(AttributeOperations):
         def change(tx: MetadataTransaction) -> None:
             found = mount_names.find(tx, parent_inode_new, name_new)
             victims[:] = [found[1].inode] if found is not None else []
-            files.rename(tx, parent_inode_old, name_old, parent_inode_new, name_new, flags, self.open_files.is_used)
+            files.rename(
+                tx, parent_inode_old, name_old, parent_inode_new, name_new, flags, self.open_files.is_used, caller
+            )
 
         await self.commit(change, frees=True)
         if self.renamed_to is not None:

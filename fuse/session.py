@@ -24,6 +24,8 @@ from stratum.fuse import _negotiate
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
+    Extra = Callable[[str, object, tuple[Any, ...]], Coroutine[Any, Any, None]]
+
 TURN = 32
 STAND_BY_MAX = 16
 """Tasks that are kept for the next time; others end."""
@@ -96,8 +98,11 @@ class Session:
         """Whether a handler that has not waited for anything yet is being run, and no other one waits."""
         return self._starting and not self._waiting
 
-    def install(self) -> None:
-        """Raises `RuntimeError` if this pyfuse3 is not built as the one we know."""
+    def install(self, extra: Extra) -> None:
+        """`extra` makes the coroutine of a request that pyfuse3 has no handler for; it is given its name, what it is answered by, and what it says.
+
+        Raises `RuntimeError` if this pyfuse3 is not built as the one we know.
+        """
         module: Any = pyfuse3
         names = [name for name in vars(module) if name.startswith("fuse_") and name.endswith("_async")]
         if not names or not hasattr(module, "_session_loop"):
@@ -106,6 +111,7 @@ class Session:
             )
         for name in names:
             setattr(module, name, self._taker(getattr(module, name)))
+        _negotiate.carry(self._taker(extra))
         module._session_loop = self._run  # noqa: SLF001  the one thing of pyfuse3 that is replaced
 
     def _taker(self, real: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -41,6 +41,7 @@ XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 SYMLINK_BYTES_MAX = 4095
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 
 KIND_OF_FORMAT = {
     stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK, stat.S_IFIFO: Kind.FIFO, stat.S_IFSOCK: Kind.SOCKET,
@@ -178,6 +179,19 @@ def make_prepared(tx: MetadataTransaction, parent: int, name: bytes, prepared: I
     return inode
 
 
+def make_nameless(tx: MetadataTransaction, parent: int, mode: int, caller: Caller) -> Inode:
+    """A regular file without a name, as O_TMPFILE has it: the calling mount holds it, and it goes when that lets go of it or dies."""
+    directory = check_new_name(tx, parent, b"")
+    if parent == ROOT_INODE:
+        raise NotPermitted("the root of the mount holds buckets only; make files inside one")
+    inode = _new_inode(directory, Kind.FILE, mode, caller, tx.new_id(), tx.now_ns)
+    inode.nlink = 0
+    tx.add_inode(inode)
+    tree.hold(tx, inode, [tx.session])
+    access_lists.inherit(tx, directory, inode, mode & 0o7777)
+    return inode
+
+
 def _bucket_owner(tx: MetadataTransaction) -> str:
     """Buckets made through the mount belong to the first administrator."""
     from stratum.schema import UserRow, unpack_json
@@ -186,7 +200,8 @@ def _bucket_owner(tx: MetadataTransaction) -> str:
     return min(admins, key=lambda user: user.created_ns).user_id if admins else ""
 
 
-def link(tx: MetadataTransaction, number: int, parent: int, name: bytes) -> Inode:
+def link(tx: MetadataTransaction, number: int, parent: int, name: bytes, *, first: bool = False) -> Inode:
+    """`first`: of a file that `make_nameless` made and the calling mount still holds; the name is then what holds it."""
     directory = check_new_name(tx, parent, name)
     _check_free(tx, parent, name)
     inode = tx.inode(number)
@@ -194,7 +209,7 @@ def link(tx: MetadataTransaction, number: int, parent: int, name: bytes) -> Inod
         raise NotPermitted("directories have one name, and the root holds buckets only")
     if inode.bucket != directory.bucket:
         raise CrossDevice("a hard link stays in its bucket; copy the file instead")
-    if inode.nlink == 0:
+    if inode.nlink == 0 and not (first and tree.let_go(tx, tx.session, inode)):
         raise NotFound("the file was removed")
     tree.add_link(tx, inode)
     tree.attach(tx, directory, name, Dentry(number, inode.kind))
@@ -264,8 +279,12 @@ def rename(
     new_name: bytes,
     flags: int,
     still_used: Callable[[int], bool],
+    caller: Caller | None = None,
 ) -> None:
-    """Move a name, with NOREPLACE and EXCHANGE as the system call has them. O(1), also for directories."""
+    """Move a name, with NOREPLACE, EXCHANGE and WHITEOUT as the system call has them. O(1), also for directories.
+
+    WHITEOUT leaves a character device 0:0 of the `caller` under the old name, by which overlayfs knows that it is gone.
+    """
     found = mount_names.find(tx, old_parent, old_name)
     if found is None:
         raise NotFound(f"{os.fsdecode(old_name)!r} does not exist")
@@ -294,6 +313,10 @@ def rename(
         if target[1].inode == dentry.inode:
             return
         _check_replaceable(tx, dentry, target[1], new_name)
+    if flags & RENAME_WHITEOUT:
+        check_new_name(tx, old_parent, old_name)
+        if dentry.kind == Kind.DIRECTORY and tree.get_dentry(tx, old_parent, old_name) is not None:
+            raise Exists(f"a key beside the directory has the name {os.fsdecode(old_name)!r}")
     tree.detach(tx, tx.inode(old_parent), entry, dentry)
     if target is not None:
         victim = tx.inode(target[1].inode)
@@ -308,7 +331,14 @@ def rename(
         else mount_names.entry_of_name(dentry.kind, new_name)
     )
     _arrive(tx, source, new_parent, new_entry, dentry)
+    if flags & RENAME_WHITEOUT:
+        _leave_whiteout(tx, tx.inode(old_parent), old_name, caller or Caller(0, 0))
     _kept(tx, tx.inode(old_parent))
+
+
+def _leave_whiteout(tx: MetadataTransaction, directory: Inode, name: bytes, caller: Caller) -> None:
+    inode = tx.add_inode(_new_inode(directory, Kind.CHARACTER_DEVICE, 0, caller, tx.new_id(), tx.now_ns))
+    tree.attach(tx, directory, name, Dentry(inode.number, inode.kind))
 
 
 def _arrive(tx: MetadataTransaction, source: Inode, new_parent: int, new_entry: bytes, dentry: Dentry) -> None:

@@ -296,25 +296,36 @@ def hold_or_free(tx: MetadataTransaction, inode: Inode, still_used: Callable[[in
     if not holders:
         content.free_inode(tx, inode)
         return
-    for mount in holders:
-        tx.put(key_u64_u64(b"O", mount, inode.number), b"")
-    inode.live = len(holders)  # of an inode without names: how many O rows hold it
     inode.nlink = 0
-    tx.dirty(inode)
+    hold(tx, inode, holders)
     tx.changed(0, b"", inode.number, orphan=True)
+
+
+def hold(tx: MetadataTransaction, inode: Inode, mounts: list[int]) -> None:
+    """Keep an inode without names for mounts."""
+    for mount in mounts:
+        tx.put(key_u64_u64(b"O", mount, inode.number), b"")
+    inode.live = len(mounts)  # of an inode without names: how many O rows hold it
+    tx.dirty(inode)
+
+
+def let_go(tx: MetadataTransaction, session: int, inode: Inode) -> bool:
+    """A mount does not hold an inode any more; False if it did not."""
+    if not tx.delete(key_u64_u64(b"O", session, inode.number)):
+        return False
+    inode.live -= 1
+    tx.dirty(inode)
+    return True
 
 
 def release_orphan(tx: MetadataTransaction, session: int, number: int) -> None:
     """A mount stopped using an inode without names; the last one frees it."""
-    if not tx.delete(key_u64_u64(b"O", session, number)):
-        return
     try:
         inode = tx.inode(number)
     except NotFound:
+        tx.delete(key_u64_u64(b"O", session, number))
         return
-    inode.live -= 1
-    tx.dirty(inode)
-    if inode.live <= 0 and inode.nlink == 0:
+    if let_go(tx, session, inode) and inode.live <= 0 and inode.nlink == 0:
         content.free_inode(tx, inode)
 
 

@@ -190,6 +190,11 @@ class WriteBuffer:
             if first < last:
                 base[first - start : last - start] = piece[first - at : last - at]
 
+    def parts(self) -> list[tuple[int, int]]:
+        """Where there are bytes in this buffer: (start, stop), by where they begin; they may overlap."""
+        spilled = [(piece.at, piece.at + piece.length) for piece in self.spilled]
+        return sorted(spilled + [(at, at + len(data)) for at, data in self.memory])
+
     # -- commit -------------------------------------------------------------------------------------------------------
 
     def commit(self) -> Inode | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import json
@@ -88,27 +87,11 @@ def test_locks_within_a_mount(home: Path) -> None:
     os.close(second)
 
 
-def test_what_the_binding_cannot_carry(home: Path) -> None:
-    file = home / "f"
-    file.write_bytes(b"x" * 10_000)
-    descriptor = os.open(file, os.O_RDWR)
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(50_000)) == -1
-    assert ctypes.get_errno() == errno.EOPNOTSUPP
-    os.posix_fallocate(descriptor, 0, 20_000)  # the C library writes instead
-    assert file.stat().st_size == 20_000
-    assert code_of(lambda: os.open(home, os.O_TMPFILE | os.O_RDWR, 0o600)) == errno.EOPNOTSUPP
+def test_what_is_not_there(home: Path) -> None:
+    descriptor = os.open(home / "f", os.O_RDWR | os.O_CREAT)
     get_flags = 0x80086601  # FS_IOC_GETFLAGS
     assert code_of(lambda: fcntl.ioctl(descriptor, get_flags, bytes(8))) == errno.ENOTTY
-    os.ftruncate(descriptor, 100_000)
-    assert os.lseek(descriptor, 0, os.SEEK_HOLE) == 100_000
-    assert os.lseek(descriptor, 50_000, os.SEEK_DATA) == 50_000
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    target = os.open(home / "copy", os.O_RDWR | os.O_CREAT)
-    assert os.copy_file_range(descriptor, target, 5000) == 5000
-    assert os.pread(target, 6000, 0) == b"x" * 5000
     os.close(descriptor)
-    os.close(target)
 
 
 def test_the_last_flush_of_two_mounts_wins(tmp_path: Path) -> None:
