@@ -17,12 +17,13 @@ static uint32_t kind_before;
 
 enum { CREATE = 35, COPY_FILE_RANGE = 47, TMPFILE = 51, COPY_FILE_RANGE_64 = 53 };
 
+/* NULL: of a message that lies in a pipe, as a large write does. */
 void translate(char *message, size_t bytes)
 {
     uint32_t kind = 0;
 
     kind_before = 0;
-    if (bytes < 8)
+    if (message == NULL || bytes < 8)
         return;
     memcpy(&kind, message + 4, sizeof kind);
     if (kind != TMPFILE && kind != COPY_FILE_RANGE_64)

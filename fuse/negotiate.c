@@ -182,7 +182,7 @@ static PyObject *step(PyObject *module, PyObject *unused)
     /* Before its handler reads anything, in the order that all processors see: stratum/stillness.py stands on it. */
     if (kind_of(buffer.mem, received) != FORGET && kind_of(buffer.mem, received) != BATCH_FORGET)
         __atomic_add_fetch(taken, 1, __ATOMIC_SEQ_CST);
-    translate(buffer.mem, received);
+    translate(buffer.flags & FUSE_BUF_IS_FD ? NULL : buffer.mem, received);
     fuse_session_process_buf(session, &buffer);
     return PyLong_FromLong(1);
 }
