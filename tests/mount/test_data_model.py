@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.mount.test_file_ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from tests.support import longer, new_seed
 
 if TYPE_CHECKING:
@@ -40,11 +42,29 @@ class Subject:
             self.content += bytes(size - len(self.content))
 
 
-def step(rng: random.Random, file: Subject, s3: Any, bucket: str) -> str:
+def check_holes(descriptor: int, content: bytearray, offset: int) -> None:
+    """What is skipped must be zeros."""
+    if offset >= len(content):
+        return
+    try:
+        start = os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        start = len(content)
+    assert not any(content[offset:start]), "bytes are taken for a hole"
+    if start < len(content):
+        assert start < os.lseek(descriptor, start, os.SEEK_HOLE) <= len(content)
+
+
+def step(rng: random.Random, file: Subject, others: list[Subject], s3: Any, bucket: str) -> str:
     offset, length = rng.randrange(SIZE_MAX), rng.choice((1, 100, 4096, 5000, 70_000))
     data = rng.randbytes(length)
     action = rng.choice(
-        ("write", "write", "write", "append", "truncate", "read", "read", "map", "map-write", "reopen", "open", "close", "fsync", "get", "rename", "stat", "punch")
+        (
+            "write", "write", "write", "append", "truncate", "read", "read", "map", "map-write", "reopen", "open", "close", "fsync", "get", "rename",
+            "stat", "punch", "zero", "allocate", "copy", "copy-within", "data",
+        )
     )  # fmt: skip
     descriptor = file.any(rng)
     content = file.content
@@ -95,6 +115,24 @@ def step(rng: random.Random, file: Subject, s3: Any, bucket: str) -> str:
         file.path.rename(target)
         file.key = file.key.rpartition("/")[0] + "/" + target.name
         file.path = target
+    elif action in {"punch", "zero", "allocate"}:
+        mode = {"punch": KEEP_SIZE | PUNCH_HOLE, "zero": ZERO_RANGE, "allocate": 0}[action]
+        fallocate(descriptor, mode, offset, length)
+        if action != "punch":
+            file.grow(offset + length)
+        if action != "allocate":
+            stop = min(offset + length, len(content))
+            content[offset:stop] = bytes(max(0, stop - offset))
+    elif action in {"copy", "copy-within"}:
+        source = file if action == "copy-within" else rng.choice(others)
+        start = rng.randrange(SIZE_MAX)
+        piece = bytes(source.content[start : start + length])
+        if piece and (source is not file or abs(start - offset) >= len(piece)):
+            assert os.copy_file_range(source.any(rng), descriptor, len(piece), start, offset) == len(piece)
+            file.grow(offset)
+            content[offset : offset + len(piece)] = piece
+    elif action == "data":
+        check_holes(descriptor, content, offset)
     elif action == "stat":
         assert file.path.stat().st_size == os.fstat(descriptor).st_size == len(content), "a size is wrong"
     return action
@@ -112,7 +150,7 @@ def test_random_operations_on_files_match_a_model(mounted: Server, home: Path) -
     try:
         for at in range(OPERATIONS):
             which = rng.randrange(len(files))
-            history.append(f"{at} f{which} {step(rng, files[which], s3, home.name)}")
+            history.append(f"{at} f{which} {step(rng, files[which], files, s3, home.name)}")
         for file in files:
             assert file.path.read_bytes() == bytes(file.content)
             for descriptor in file.descriptors:

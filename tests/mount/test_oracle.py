@@ -62,7 +62,7 @@ access_lists = st.builds(
 CALLS = [
     "mkdir", "mkdir", "create", "create", "create-new", "rmdir", "unlink", "rename", "rename", "rename-new", "exchange", "link", "symlink", "chmod", "chmod",
     "chown", "truncate", "times", "list", "read", "write", "append", "stat", "set", "get", "remove", "fifo", "set-access", "set-default", "drop-access",
-    "drop-default", "set-create", "set-replace", "names",
+    "drop-default", "set-create", "set-replace", "names", "whiteout", "nameless", "copy", "punch",
 ]  # fmt: skip
 steps = st.builds(
     Step,
@@ -103,6 +103,37 @@ def put(path: Path, flags: int, mode: int, data: bytes) -> None:
         os.close(descriptor)
 
 
+def make_nameless(folder: Path, path: Path, mode: int) -> None:
+    descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
+    try:
+        os.write(descriptor, b"n" * (mode % 60))
+        if _libc.linkat(AT_FDCWD, b"/proc/self/fd/%d" % descriptor, AT_FDCWD, os.fsencode(path), 0x400):
+            raise OSError(ctypes.get_errno(), "linkat")
+    finally:
+        os.close(descriptor)
+
+
+def copy(path: Path, other: Path, length: int) -> int:
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        target = os.open(other, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            return os.copy_file_range(source, target, length, 3, 7)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def punch(path: Path, offset: int) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        if _libc.fallocate(descriptor, 3, ctypes.c_int64(offset), ctypes.c_int64(17)):
+            raise OSError(ctypes.get_errno(), "fallocate")
+    finally:
+        os.close(descriptor)
+
+
 def facts(path: Path) -> tuple[Any, ...]:
     found = path.lstat()
     size = found.st_size if not stat.S_ISDIR(found.st_mode) else 0
@@ -133,6 +164,14 @@ def call(step: Step) -> Any:
             return rename(path, other, 1)
         case "exchange":
             return rename(path, other, 2)
+        case "whiteout":
+            return rename(path, other, 4)
+        case "nameless":
+            return make_nameless(path.parent, path, number)
+        case "copy":
+            return copy(path, other, number % 3000)
+        case "punch":
+            return punch(path, number % 40)
         case "link":
             return os.link(path, other, follow_symlinks=False)
         case "symlink":
