@@ -109,7 +109,10 @@ class AttributeOperations(FileOperations):
 
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        total, free = await trio.to_thread.run_sync(self._disk_space, limiter=self._disk_readers)
+        with self.interruptible():
+            total, free = await trio.to_thread.run_sync(
+                self._disk_space, limiter=self._disk_readers, abandon_on_cancel=True
+            )
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
         data.f_blocks = total // 4096
@@ -153,7 +156,8 @@ class AttributeOperations(FileOperations):
         explain = self._volume.explain
         if explain is None or self._fresh(inode).kind != Kind.FILE:
             raise pyfuse3.FUSEError(errno.ENODATA)
-        document = await trio.to_thread.run_sync(explain, inode, limiter=self._disk_readers)
+        with self.interruptible():
+            document = await trio.to_thread.run_sync(explain, inode, limiter=self._disk_readers, abandon_on_cancel=True)
         return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
     @handler

@@ -9,6 +9,7 @@ import errno
 import functools
 import inspect
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -26,6 +27,7 @@ from stratum.schema import Inode, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextlib import AbstractContextManager
 
     from stratum.fuse.open_files import FileState
     from stratum.transaction import MetadataTransaction
@@ -173,9 +175,16 @@ class Base(pyfuse3.Operations):
         """Await a durable mutation. Not cancelled half-way: the caller must know what happened."""
         return await self.commits.run(function, frees=frees)
 
+    def interruptible(self, *, by_any_signal: bool = False) -> AbstractContextManager[None]:
+        """See `Session.interruptible`."""
+        session = self.commits.session
+        return nullcontext() if session is None else session.interruptible(by_any_signal=by_any_signal)
+
     async def provide(self, wanted: StillFilling, attempt: int) -> None:
         """Fill in what a young clone has not got yet."""
-        await trio.to_thread.run_sync(filling.provide, self._volume, wanted, attempt)
+        work = functools.partial(filling.provide, self._volume, wanted, attempt)
+        with self.interruptible():
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     def stop_caching_names(self) -> None:
         """From now on this mount answers as one of several; what the kernel knows already is for `sharing.py` to drop."""

@@ -133,7 +133,10 @@ class FileOperations(Base):
     async def _read_waiting(
         self, handle: FileHandle, plan: ReadPlan, start: int, stop: int, deadline: Deadline
     ) -> list[bytes | memoryview]:
-        """In a thread for disks; what a remote must send is waited for in others, so that it holds up nothing else."""
+        """In a thread for disks; what a remote must send is waited for in others, so that it holds up nothing else.
+
+        A thread that is given up at a signal goes on for a moment, and nobody takes what it finds.
+        """
 
         def read(*, may_recall: bool) -> list[bytes | memoryview]:
             ahead = None
@@ -147,22 +150,31 @@ class FileOperations(Base):
             )
             return list(found)
 
+        async def in_thread(limiter: trio.CapacityLimiter, *, may_recall: bool) -> list[bytes | memoryview]:
+            work = partial(read, may_recall=may_recall)
+            return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+
         try:
-            return await trio.to_thread.run_sync(partial(read, may_recall=False), limiter=self._disk_readers)
-        except WouldRecall:
-            pass
-        try:
-            while True:
+            with self.interruptible():
                 try:
-                    return await trio.to_thread.run_sync(partial(read, may_recall=True), limiter=self._recalls)
-                except NeedsRestore as error:
-                    if deadline.passed:
-                        log.warning("read_needs_restore", inode=plan.inode.number, error=error.message)
-                        raise
-                await trio.sleep(min(RESTORE_LOOK_S, deadline.left_s + 0.001))
-        finally:
+                    return await in_thread(self._disk_readers, may_recall=False)
+                except WouldRecall:
+                    pass
+                while True:
+                    try:
+                        return await in_thread(self._recalls, may_recall=True)
+                    except NeedsRestore as error:
+                        if deadline.passed:
+                            log.warning("read_needs_restore", inode=plan.inode.number, error=error.message)
+                            raise
+                    await trio.sleep(min(RESTORE_LOOK_S, deadline.left_s + 0.001))
+        except StratumError:
             if deadline.passed:
                 handle.state.refused_at = trio.current_time()
+            raise
+        except BaseException:
+            deadline.give_up()
+            raise
 
     def _deadline(self, state: FileState) -> Deadline:
         """How long a read may wait for a remote.

@@ -114,16 +114,48 @@ static PyObject *begin(PyObject *module, PyObject *unused)
     return PyLong_FromLong(descriptor);
 }
 
-/* Every request begins with its length and its kind, 32 bits each, in a header of 40 bytes (linux/fuse.h). */
-enum { FORGET = 2, INIT = 26, BATCH_FORGET = 42 };
+/* Every request begins with a header of 40 bytes (linux/fuse.h): its length and its kind, 32 bits each, then its number in 64 bits; at
+ * PROCESS stands whose it is. An interrupt has the number of the request that it is about behind the header. */
+enum { FORGET = 2, INIT = 26, INTERRUPT = 36, BATCH_FORGET = 42 };
+enum { HEADER_BYTES = 40, NUMBER = 8, PROCESS = 32 };
+enum { ENDED = -1, NONE = 0, TAKEN = 1, INTERRUPTS = 2 };
 
 static uint32_t kind_of(const char *message, size_t bytes)
 {
     uint32_t kind = 0;
 
-    if (bytes >= 40)
+    if (bytes >= HEADER_BYTES)
         memcpy(&kind, message + 4, sizeof kind);
     return kind;
+}
+
+/* Of what was received last. A large write is left in a pipe, of which nothing is known here. */
+static uint32_t kind_received(void)
+{
+    return buffer.flags & FUSE_BUF_IS_FD ? 0 : kind_of(buffer.mem, buffer.size);
+}
+
+static uint64_t number_at(size_t offset)
+{
+    uint64_t number = 0;
+
+    if (!(buffer.flags & FUSE_BUF_IS_FD) && buffer.mem != NULL && buffer.size >= offset + sizeof number)
+        memcpy(&number, (const char *)buffer.mem + offset, sizeof number);
+    return number;
+}
+
+static PyObject *request(PyObject *module, PyObject *unused)
+{
+    uint64_t number = number_at(NUMBER);
+
+    (void)module, (void)unused;
+    return Py_BuildValue("KI", (unsigned long long)number, (unsigned int)(uint32_t)number_at(PROCESS));
+}
+
+static PyObject *interrupted(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(number_at(HEADER_BYTES));
 }
 
 static void keep_init(const char *message, size_t bytes)
@@ -164,27 +196,29 @@ static PyObject *replay(PyObject *module, PyObject *message)
 static PyObject *step(PyObject *module, PyObject *unused)
 {
     int received;
+    uint32_t kind;
 
     (void)module, (void)unused;
     if (fuse_session_exited(session))
-        return PyLong_FromLong(-1);
+        return PyLong_FromLong(ENDED);
     received = fuse_session_receive_buf(session, &buffer);
     if (received == -EAGAIN || received == -EINTR)
-        return PyLong_FromLong(0);
+        return PyLong_FromLong(NONE);
     if (received == 0)
-        return PyLong_FromLong(-1);
+        return PyLong_FromLong(ENDED);
     if (received < 0) {
         errno = -received;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     if (init_bytes == 0)
         keep_init(buffer.mem, received);
+    kind = kind_received();
     /* Before its handler reads anything, in the order that all processors see: stratum/stillness.py stands on it. */
-    if (kind_of(buffer.mem, received) != FORGET && kind_of(buffer.mem, received) != BATCH_FORGET)
+    if (kind != FORGET && kind != BATCH_FORGET && kind != INTERRUPT)
         __atomic_add_fetch(taken, 1, __ATOMIC_SEQ_CST);
     translate(buffer.flags & FUSE_BUF_IS_FD ? NULL : buffer.mem, received);
     fuse_session_process_buf(session, &buffer);
-    return PyLong_FromLong(1);
+    return PyLong_FromLong(kind == INTERRUPT ? INTERRUPTS : TAKEN);
 }
 
 static PyObject *count_in(PyObject *module, PyObject *word)
@@ -357,7 +391,9 @@ static PyObject *forget(PyObject *module, PyObject *arguments)
 static PyMethodDef functions[] = {
     {"keeps_umask_out", keeps_umask_out, METH_NOARGS, "Whether the kernel leaves the umask of the last session to us."},
     {"begin", begin, METH_NOARGS, "Let no read of the session's descriptor wait; the descriptor."},
-    {"step", step, METH_NOARGS, "Receive a request and call its handler: 1; 0 if there is none, -1 at the end of the session."},
+    {"step", step, METH_NOARGS, "Receive a request and call its handler: 1; 2 if it interrupts another one, 0 if there is none, -1 at the end of the session."},
+    {"request", request, METH_NOARGS, "The number of the request that was received last, and the process that waits for it; 0 if that is not known."},
+    {"interrupted", interrupted, METH_NOARGS, "The number of the request that the interrupt which was received last is about."},
     {"negotiated", negotiated, METH_NOARGS, "The kernel's first message and what was wanted of it, as bits."},
     {"replay", replay, METH_O, "Handle a first message that another program has answered already."},
     {"forget", forget, METH_VARARGS, "Make the kernel forget names and inodes; then write a word, and send it to descriptors."},

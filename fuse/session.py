@@ -5,6 +5,9 @@ already and its handler waits for nothing. Here one task at a time is the *reade
 handler itself up to the point where it waits, if it does. Then another task becomes the reader. Requests are received and
 taken apart by libfuse and pyfuse3 as ever; only who calls them when is ours (docs/decisions/0011-session.md has the figures).
 
+The kernel tells when a signal comes for a process that waits for an answer, and pyfuse3 passes that over. Handlers say what they wait for may be
+given up (`Session.interruptible`); then the request is answered with EINTR. See `stratum/fuse/signals.py` for which signals do that.
+
 Invariants
 * One task at most is the reader. A handler runs in one task from beginning to end, so what it waits for can wake it.
 * A handler that never waits has answered when the next request is taken: the barrier of `invalidation.py` stands on it.
@@ -13,16 +16,19 @@ Invariants
 
 from __future__ import annotations
 
+import errno
 import types
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
 
 from stratum.fuse import _negotiate
+from stratum.fuse.signals import end_a_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Iterator
 
     Extra = Callable[[str, object, tuple[Any, ...]], Coroutine[Any, Any, None]]
 
@@ -32,6 +38,10 @@ STAND_BY_MAX = 16
 SPIN_US = 40
 """How long the reader looks for the next request before it sleeps, if no handler waits for anything: a process that asks for one thing
 after the other sends it within this time, and being woken costs as much."""
+INTERRUPTS = 2
+"""What `step` returns for a message that a request was interrupted."""
+SIGNALS_LOOK_S = 0.1
+"""Between two looks at the signals of a process whose request was interrupted: the kernel tells of the first one only."""
 
 
 @types.coroutine
@@ -47,6 +57,18 @@ def _go_on(coroutine: Coroutine[Any, Any, None], message: Any) -> Generator[Any,
                 message = coroutine.send(value)
         except StopIteration:
             return
+
+
+class _Request:
+    """One whose handler has waited, or is about to. `scope`: what it waits for now may be given up, `by_any_signal` or by one that ends the process."""
+
+    __slots__ = ("by_any_signal", "number", "process", "scope")
+
+    def __init__(self, number: int, process: int) -> None:
+        self.number = number
+        self.process = process
+        self.scope: trio.CancelScope | None = None
+        self.by_any_signal = False
 
 
 class Session:
@@ -71,6 +93,11 @@ class Session:
         self._quiet = trio.Event()
         self._resumed: trio.Event | None = None
         """While no request is taken."""
+        self._begun_request: _Request | None = None
+        """Of the handler that is being run and has not waited yet, once something has asked for it."""
+        self._requests: dict[int, _Request] = {}
+        """By number, those of handlers that wait. A large write's number is not known (0)."""
+        self._request_of: dict[trio.lowlevel.Task, _Request] = {}
 
     def pause(self) -> None:
         """Take no request after those that are being worked on, until `resume`. From a task of the loop, so that no handler is half-way in."""
@@ -97,6 +124,45 @@ class Session:
     def is_alone(self) -> bool:
         """Whether a handler that has not waited for anything yet is being run, and no other one waits."""
         return self._starting and not self._waiting
+
+    @contextmanager
+    def interruptible(self, *, by_any_signal: bool = False) -> Iterator[None]:
+        """For what a handler waits for inside, and gives up when a signal comes that ends the process, or any signal.
+
+        Raises `FUSEError` EINTR then. In a task that is no handler, nothing is given up.
+        """
+        request = self._current_request()
+        if request is None:
+            yield
+            return
+        with trio.CancelScope() as scope:
+            request.scope, request.by_any_signal = scope, by_any_signal
+            try:
+                yield
+            finally:
+                request.scope = None
+        if scope.cancelled_caught:
+            raise pyfuse3.FUSEError(errno.EINTR)
+
+    def _current_request(self) -> _Request | None:
+        if not self._starting:
+            return self._request_of.get(trio.lowlevel.current_task())
+        if self._begun_request is None:
+            self._begun_request = _Request(*_negotiate.request())
+        return self._begun_request
+
+    def _interrupt(self, number: int) -> None:
+        request = self._requests.get(number)
+        if request is not None:
+            self._nursery.start_soon(self._give_up, request)
+
+    async def _give_up(self, request: _Request) -> None:
+        """End what an interrupted request waits for as soon as that may be."""
+        while self._requests.get(request.number) is request:
+            if request.scope is not None and (request.by_any_signal or end_a_wait(request.process)):
+                request.scope.cancel()
+                return
+            await trio.sleep(SIGNALS_LOOK_S)
 
     def install(self, extra: Extra) -> None:
         """`extra` makes the coroutine of a request that pyfuse3 has no handler for; it is given its name, what it is answered by, and what it says.
@@ -142,14 +208,21 @@ class Session:
             try:
                 message = coroutine.send(None)
             except StopIteration:
+                self._begun_request = None
                 continue
             finally:
                 self._starting = False
+            task = trio.lowlevel.current_task()
+            request = self._begun_request or _Request(*_negotiate.request())
+            self._begun_request = None
+            self._requests[request.number] = self._request_of[task] = request
             self._waiting += 1
             self._pass_on()
             try:
                 await _go_on(coroutine, message)
             finally:
+                del self._request_of[task]
+                self._requests.pop(request.number, None)
                 self._waiting -= 1
                 if not self._waiting:
                     self._quiet.set()
@@ -169,7 +242,9 @@ class Session:
             received = _negotiate.step()
             if received < 0:
                 return None
-            if received:
+            if received == INTERRUPTS:
+                self._interrupt(_negotiate.interrupted())
+            elif received:
                 taken, self._taken = self._taken, None
                 if taken is not None:
                     return taken

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pyfuse3
 import pytest
 import trio
 import trio.testing
@@ -13,7 +16,8 @@ import trio.testing
 from stratum.fuse import commits, session
 from stratum.fuse.commits import Commits
 from stratum.fuse.open_files import FileLock
-from stratum.fuse.session import TURN, Session
+from stratum.fuse.session import INTERRUPTS, TURN, Session
+from stratum.fuse.signals import are_ending, end_a_wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -26,10 +30,20 @@ class Kernel:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
         self.requests: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.interrupts: list[int] = []
+        self.number = 0
         self.session = Session()
         self.ended = False
         monkeypatch.setattr(
-            session, "_negotiate", SimpleNamespace(begin=lambda: self.reader, step=self.step, spin=self.spin)
+            session,
+            "_negotiate",
+            SimpleNamespace(
+                begin=lambda: self.reader,
+                step=self.step,
+                spin=self.spin,
+                request=self.request,
+                interrupted=self.interrupted,
+            ),
         )
 
     def ask(self, *requests: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -41,12 +55,27 @@ class Kernel:
         self.ended = True
         os.write(self.writer, b"x")
 
+    def interrupt(self, number: int) -> None:
+        self.interrupts.append(number)
+        os.write(self.writer, b"x")
+
     def step(self) -> int:
         if self.requests:
             os.read(self.reader, 1)
             self.session._taken = self.requests.pop(0)()
+            self.number += 1
             return 1
+        if self.interrupts:
+            os.read(self.reader, 1)
+            return INTERRUPTS
         return -1 if self.ended else 0
+
+    def request(self) -> tuple[int, int]:
+        """Numbers count from 1; the process is this one."""
+        return self.number, os.getpid()
+
+    def interrupted(self) -> int:
+        return self.interrupts.pop(0)
 
     def spin(self, _: int) -> bool:
         return bool(self.requests)
@@ -99,6 +128,122 @@ def test_what_waits_holds_up_nothing(kernel: Kernel) -> None:
         assert told[8:] == ["quick"]
 
     trio.run(kernel.serve, scenario)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["at once", "after another wait"])
+def test_an_interrupted_request_ends_when_it_may(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, *, before: bool
+) -> None:
+    """And only what was interrupted, while it waits for something that may be given up, by a signal that ends the process."""
+    told: list[Any] = []
+    looks: list[int] = []
+    ends = [False, True]
+
+    def end_a_wait(process: int) -> bool:
+        looks.append(process)
+        return ends.pop(0)
+
+    monkeypatch.setattr(session, "end_a_wait", end_a_wait)
+
+    async def scenario() -> None:
+        gates, both = [trio.Event() for _ in range(3)], trio.Event()
+
+        def waiting(number: int, *, by_any_signal: bool = False) -> Callable[[], Coroutine[Any, Any, None]]:
+            async def handler() -> None:
+                if before:
+                    await trio.lowlevel.checkpoint()
+                try:
+                    with kernel.session.interruptible(by_any_signal=by_any_signal):
+                        await gates[number].wait()
+                except pyfuse3.FUSEError as error:
+                    told.append((number, error.errno))
+                    if len(told) == 2:
+                        both.set()
+                else:
+                    told.append(number)
+
+            return handler
+
+        kernel.ask(waiting(0), waiting(1), waiting(2, by_any_signal=True))
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.interrupt(99)  # has been answered
+        kernel.interrupt(2)
+        kernel.interrupt(3)
+        await both.wait()
+        assert sorted(told) == [(1, errno.EINTR), (2, errno.EINTR)]
+        assert looks == [os.getpid()] * 2, "the kernel tells of the first signal only"
+        gates[0].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert told[2:] == [0]
+        assert not kernel.session._requests
+
+    trio.run(kernel.serve, scenario)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_may_not_be_given_up_is_waited_for(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, *, given_up: bool
+) -> None:
+    """A commit: its outcome must be known. What may be given up comes after it, and then it is."""
+    monkeypatch.setattr(session, "end_a_wait", lambda _: True)
+    told: list[str] = []
+
+    async def scenario() -> None:
+        gate, done = trio.Event(), trio.Event()
+
+        async def handler() -> None:
+            await gate.wait()
+            told.append("committed")
+            if given_up:
+                with pytest.raises(pyfuse3.FUSEError), kernel.session.interruptible():
+                    await trio.sleep_forever()
+            told.append("done")
+            done.set()
+
+        kernel.ask(handler)
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.interrupt(1)
+        await trio.sleep(0.05)
+        assert told == []
+        gate.set()
+        await done.wait()
+
+    trio.run(kernel.serve, scenario)
+    assert told == ["committed", "done"]
+
+
+@pytest.mark.parametrize(
+    ("pending", "caught", "ends"),
+    [
+        ("KILL", "", True), ("TERM", "", True), ("INT", "", True), ("QUIT", "", True), ("ALRM", "", True), ("PIPE", "", True), ("RTMIN", "", True),
+        ("INT", "INT", True), ("TERM", "TERM", True), ("HUP", "HUP", True), ("ALRM", "ALRM", False), ("USR1", "USR1", False), ("RTMIN", "RTMIN", False),
+        ("CHLD", "CHLD", False), ("WINCH", "", False), ("TSTP", "", False), ("STOP", "", False), ("CONT", "", False), ("", "INT", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["SigPnd", "ShdPnd"])
+def test_which_signals_end_a_wait(pending: str, caught: str, where: str, *, ends: bool) -> None:
+    def mask(name: str) -> str:
+        return f"{1 << signal.Signals['SIG' + name].value - 1 if name else 0:016x}"
+
+    empty = mask("")
+    told = {
+        "SigPnd": empty,
+        "ShdPnd": empty,
+        "SigBlk": empty,
+        "SigIgn": empty,
+        "SigCgt": mask(caught),
+        where: mask(pending),
+    }
+    lines = [f"{name}:\t{value}" for name, value in told.items()]
+    assert are_ending("\n".join(["Name:\tcat", "SigQ:\t0/1", *lines])) is ends
+    for held in ("SigBlk", "SigIgn"):
+        lines = [f"{name}:\t{value}" for name, value in {**told, held: mask(pending)}.items()]
+        assert are_ending("\n".join(lines)) is False
+
+
+def test_a_process_that_is_gone_waits_no_more() -> None:
+    assert end_a_wait(0)
+    assert not end_a_wait(os.getpid())
 
 
 def test_no_more_handlers_wait_than_may(kernel: Kernel) -> None:

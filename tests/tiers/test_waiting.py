@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -104,3 +108,73 @@ def test_what_the_kernel_asks_for_again_has_waited_already(far: Far) -> None:
         with pytest.raises(OSError, match="Input/output error"):
             file.read(300_000)
         assert RECALL_S_MAX * 0.9 <= time.monotonic() - began < RECALL_S_MAX * 1.7
+
+
+WAITS = """
+import os, signal, sys
+how, path = sys.argv[1:]
+if how.endswith("caught"):
+    signal.signal(getattr(signal, how.split()[0]), lambda *_: os._exit(7))
+elif how == "restarted":
+    signal.signal(signal.SIGALRM, lambda *_: print("rang", flush=True))
+    signal.siginterrupt(signal.SIGALRM, False)
+file = open(path, "rb", buffering=0)
+print("opened", flush=True)
+print(len(os.pread(file.fileno(), 1000, 0)), flush=True)
+"""
+
+
+def _waiter(far: Far, path: Path, how: str) -> subprocess.Popen[str]:
+    """A process whose read has reached the remote."""
+    far.proxy.requests.clear()
+    process = subprocess.Popen([sys.executable, "-c", WAITS, how, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "opened\n"
+    deadline = time.monotonic() + 20
+    while not any(method == "GET" and "/v1/" in asked for method, asked in far.proxy.requests):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("how", "signal_sent", "code"),
+    [
+        ("", signal.SIGKILL, -signal.SIGKILL), ("", signal.SIGINT, -signal.SIGINT), ("", signal.SIGTERM, -signal.SIGTERM), ("", signal.SIGQUIT, -signal.SIGQUIT),
+        ("", signal.SIGALRM, -signal.SIGALRM), ("SIGTERM caught", signal.SIGTERM, 7), ("SIGINT caught", signal.SIGINT, 7),
+    ],
+)  # fmt: skip
+def test_who_waits_for_a_remote_can_be_ended(far: Far, how: str, signal_sent: signal.Signals, code: int) -> None:
+    path = far.cold(f"ended-{signal_sent.name}-{how.partition(' ')[2]}")
+    far.away()
+    with _waiter(far, path, how) as process:
+        process.send_signal(signal_sent)
+        assert process.wait(RECALL_S_MAX * 0.7) == code, "long before the read would have failed"
+    far.away(away=False)
+
+
+def test_a_signal_that_ends_nothing_costs_no_bytes(far: Far) -> None:
+    """The read goes on and the handler runs when it returns; a signal that ends the process ends it then, too."""
+    path = far.cold("restarted")
+    gate = threading.Event()
+
+    def plan(method: str, asked: str, _number: int) -> str:
+        if method == "GET" and "/v1/" in asked:
+            gate.wait(20)
+        return ""
+
+    far.proxy.plan = plan
+    for ended in (False, True):
+        if ended:
+            path = far.cold("restarted-and-ended")
+            gate.clear()
+        with _waiter(far, path, "restarted") as process:
+            process.send_signal(signal.SIGALRM)
+            if ended:
+                time.sleep(0.3)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(RECALL_S_MAX * 0.7) == -signal.SIGTERM
+            gate.set()
+            told = process.communicate(timeout=20)[0]
+        if not ended:
+            assert sorted(told.split()) == ["1000", "rang"]
