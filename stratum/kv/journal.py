@@ -215,9 +215,7 @@ class Journal:
 def newest_mark(checkpoint: bytes | mmap.mmap) -> Mark | None:
     """Of what the file holds; None if no mark in it holds."""
     found = [
-        mark
-        for place in (1, 2)
-        if (mark := Mark.unpack(checkpoint[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]))
+        mark for place in (1, 2) if (mark := Mark.unpack(checkpoint[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES]))
     ]
     return max(found, key=lambda mark: mark.epoch, default=None)
 
