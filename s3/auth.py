@@ -19,7 +19,7 @@ from stratum.s3 import dates, numerals, query_headers, signatures
 from stratum.s3.errors import S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from stratum.identity import Credential, Identities
     from stratum.s3.request import S3Request
@@ -298,9 +298,12 @@ def _v2_allowed(request: S3Request) -> None:
         raise S3Error("InvalidRequest", "this server does not accept Signature Version 2; sign with AWS4-HMAC-SHA256")
 
 
-def _v2_resource(request: S3Request) -> str:
+def _v2_resources(request: S3Request) -> Iterator[str]:
+    """What the client may have signed as the resource. botocore ends a bucket's with a slash that its path has not."""
     path = signatures.encode_path(request.raw_path)
-    return f"/{request.bucket}{path}" if request.virtual_host else path
+    yield f"/{request.bucket}{path}" if request.virtual_host else path
+    if request.key is None and not request.virtual_host and not path.endswith("/"):
+        yield path + "/"
 
 
 def _v2_check(request: S3Request, credential: Credential, claimed: str, date: str) -> Identity:
@@ -311,8 +314,15 @@ def _v2_check(request: S3Request, credential: Credential, claimed: str, date: st
     pairs = [
         (name, value) for name, value in request.pairs if name not in {b"Signature", b"AWSAccessKeyId", b"Expires"}
     ]
-    text = signatures.v2_string_to_sign(request.method, _v2_resource(request), pairs, request.fields, date)
-    _matching(signatures.v2_signatures(credential.secret_key, text), claimed, credential)
+    possible = (
+        signature
+        for resource in _v2_resources(request)
+        for signature in signatures.v2_signatures(
+            credential.secret_key,
+            signatures.v2_string_to_sign(request.method, resource, pairs, request.fields, date),
+        )
+    )
+    _matching(possible, claimed, credential)
     return Identity(credential.user, payload)
 
 

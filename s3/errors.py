@@ -11,7 +11,7 @@ from stratum.s3.wording import worded
 STATUS = {
     "AccessDenied": 403, "AuthorizationHeaderMalformed": 400, "AuthorizationQueryParametersError": 400, "BadDigest": 400, "BadRequest": 400,
     "BucketAlreadyExists": 409, "BucketAlreadyOwnedByYou": 409, "BucketNotEmpty": 409, "EntityTooLarge": 400, "EntityTooSmall": 400,
-    "ExpectationFailed": 417, "HTTPVersionNotSupported": 505, "IllegalLocationConstraintException": 400, "RequestURITooLong": 414,
+    "HTTPVersionNotSupported": 505, "IllegalLocationConstraintException": 400, "RequestURITooLong": 414,
     "IllegalVersionConfigurationException": 400, "IncompleteBody": 400, "InsufficientStorage": 507, "InternalError": 500, "InvalidAccessKeyId": 403,
     "InvalidArgument": 400, "InvalidBucketName": 400, "InvalidChunkSizeError": 403, "InvalidDigest": 400, "InvalidLocationConstraint": 400, "InvalidObjectState": 403, "InvalidPart": 400,
     "InvalidPartNumber": 416, "InvalidPartOrder": 400, "InvalidRange": 416, "InvalidRequest": 400, "InvalidURI": 400, "InvalidStorageClass": 400, "InvalidTag": 400, "KeyTooLongError": 400,

@@ -43,10 +43,8 @@ def check_fields(version: str, watched: Iterable[tuple[bytes, bytes]]) -> bool:
                 raise S3Error("BadRequest", "the Host header is not a host name or address")
         elif name == b"transfer-encoding":
             codings = codings + b"," + value if codings else value
-        elif version != "1.0":
-            if value.lower() != b"100-continue":
-                raise S3Error("ExpectationFailed", "the only expectation that can be met is 100-continue")
-            waits = True
+        elif version != "1.0" and value.lower() == b"100-continue":
+            waits = True  # S3 ignores other expectations, which RFC 9110 10.1.1 leaves to the server
     if hosts != 1 and (hosts or version != "1.0"):
         raise S3Error("BadRequest", f"the request needs exactly one Host header; it has {hosts}")
     if codings:

@@ -23,7 +23,6 @@ WORDING = {
     "BucketNotEmpty": "The bucket you tried to delete is not empty",
     "EntityTooLarge": "Your proposed upload exceeds the maximum allowed size",
     "EntityTooSmall": "Your proposed upload is smaller than the minimum allowed size",
-    "ExpectationFailed": "The server cannot meet the expectation of the Expect header.",
     "HTTPVersionNotSupported": "The HTTP version specified is not supported.",
     "IllegalLocationConstraintException": "The unspecified location constraint is incompatible",
     "IllegalVersionConfigurationException": "The versioning configuration specified in the request is invalid.",

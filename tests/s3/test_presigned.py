@@ -179,3 +179,20 @@ def test_a_signed_header_request_with_headers_in_its_query(server: Server, bucke
     )
     client.put_object(Bucket=bucket, Key="key")
     assert server.client().get_object(Bucket=bucket, Key="key")["Body"].read() == b"from the source"
+
+
+def test_version_2_of_calls_on_a_bucket(server: Server, bucket: str) -> None:
+    """As botocore signs them in path style: the resource ends with a slash that the path has not."""
+    old = server.client(signature_version="s3")
+    name = "signed-by-version-2"
+    old.create_bucket(Bucket=name)
+    old.head_bucket(Bucket=name)
+    old.get_bucket_location(Bucket=name)
+    old.put_object(Bucket=name, Key="key", Body=DATA)
+    assert [found["Key"] for found in old.list_objects(Bucket=name)["Contents"]] == ["key"]
+    assert requests.get(old.generate_presigned_url("list_objects", {"Bucket": name}), timeout=10).status_code == 200
+    old.delete_object(Bucket=name, Key="key")
+    old.delete_bucket(Bucket=name)
+    wrong = server.client(secret_key="wrong", signature_version="s3")
+    with pytest.raises(wrong.exceptions.ClientError, match="SignatureDoesNotMatch"):
+        wrong.get_bucket_acl(Bucket=bucket)
