@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.compliance import s3tests_package  # noqa: E402  the checkout is the package
+from tests.compliance import s3tests_cases, s3tests_package  # noqa: E402  the checkout is the package
 from tests.support import Server, stratum  # noqa: E402
 
 
@@ -196,6 +196,23 @@ def compare(name: str, results: dict[str, str], *, record: bool) -> bool:
     return not worse and not better
 
 
+def explain(results: dict[str, str]) -> bool:
+    """Print how much of each area passes, and each core case that fails, with its reason. False if one has none."""
+    areas: dict[str, dict[str, str]] = {}
+    for case, outcome in sorted(results.items()):
+        areas.setdefault(s3tests_cases.area_of(case), {})[case] = outcome
+    for area, cases in sorted(areas.items()):
+        print(f"{area}: {sum(outcome == 'passed' for outcome in cases.values())} of {len(cases)} passed")
+    reasons = {
+        case: s3tests_cases.reason_of(case)
+        for case, outcome in areas.get(s3tests_cases.CORE, {}).items()
+        if outcome == "failed"
+    }
+    for case, reason in reasons.items():
+        print(f"core: {case} fails: {reason or 'NO REASON IS RECORDED in s3tests_cases.py'}")
+    return all(reasons.values())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--s3tests", type=Path, help="a checkout of ceph/s3-tests")
@@ -211,7 +228,9 @@ def main() -> int:
         )
     good = True
     if options.s3tests:
-        good &= compare("s3tests_http", run_s3tests(options.s3tests, secure=False), record=options.record)
+        results = run_s3tests(options.s3tests, secure=False)
+        good &= compare("s3tests_http", results, record=options.record)
+        good &= explain(results)
         good &= compare("s3tests_https", run_s3tests(options.s3tests, secure=True), record=options.record)
     if options.s3tests_package:
         report = ROOT / "var" / "s3tests-package.xml"
