@@ -102,9 +102,11 @@ class ChunkedDecoder:
     def _line(self) -> bytes | None:
         end = self._input.find(b"\r\n", self._at)
         if end < 0:
-            if len(self._input) - self._at > _LINE_BYTES_MAX:
+            if len(self._input) - self._at > _LINE_BYTES_MAX + 1:  # with the CR of the longest
                 raise S3Error("IncompleteBody", "a chunk header is too long")
             return None
+        if end - self._at > _LINE_BYTES_MAX:
+            raise S3Error("IncompleteBody", "a chunk header is too long")
         line = self._input[self._at : end]
         self._at = end + 2
         return line

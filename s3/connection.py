@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import functools
+import ipaddress
 import secrets
 import struct
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote
 
 import httptools
@@ -34,6 +35,7 @@ HEAD_S_MAX = 30.0
 HEAD_BYTES_MAX = 64 * 1024
 HEAD_FIELDS_MAX = 512
 CONNECTIONS_MAX = 2048
+ADDRESS_CONNECTIONS_MAX = 1024
 BUSY_RETRY_S = 1
 _FRUITLESS_BYTES_MAX = 2 * HEAD_BYTES_MAX
 """What may come without a field, a piece of a body or an end coming out of it: llhttp's binding gathers a field in memory."""
@@ -95,11 +97,23 @@ class _Cycle(RequestResponseCycle):
         self.message_event.set()
 
 
+def address_of(client: tuple[str, int] | None) -> str:
+    """What counts as one client: an address, and of IPv6 the /64 that one subscriber has."""
+    host = client[0] if client else ""
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn calls what it inherits from asyncio, httptools the `on_` methods."""
 
     connections_max = CONNECTIONS_MAX
     """Of one process. The worker lowers it to what its descriptors allow."""
+    address_connections_max = ADDRESS_CONNECTIONS_MAX
+    """Of those, from one client address, or from one /64 of IPv6; 0: as many as there are. `s3.connections_per_address_max`."""
+    _of_address: ClassVar[dict[str, int]] = {}
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -112,6 +126,7 @@ class Connection(HttpToolsProtocol):
         self._error: S3Error | None = None
         self.cycle: _Cycle = None  # type: ignore[assignment]  # uvicorn's, until there is one
         self._running: _Cycle | None = None
+        self._address = ""
         self._deadline: asyncio.TimerHandle | None = None
 
     def _unsent_bytes(self) -> int:
@@ -138,11 +153,25 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
         metrics.S3_CONNECTIONS.add()
+        self._address = address_of(self.client)
+        count = self._of_address[self._address] = self._of_address.get(self._address, 0) + 1
+        if self._is_crowded(2):
+            log.info("connection_dropped", client=self._address, connections=count)
+            transport.abort()  # no answer is worth a descriptor here
+            return
         self._arm()
+
+    def _is_crowded(self, times: int = 1) -> bool:
+        """Whether the client's address has more than `times` the connections that it may have."""
+        most = self.address_connections_max * times
+        return 0 < most < self._of_address.get(self._address, 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         metrics.S3_CONNECTIONS.add(amount=-1)
+        left = self._of_address.pop(self._address, 1) - 1
+        if left:
+            self._of_address[self._address] = left
         if self._running is not None and not self._running.response_complete:
             self._running.client_goes()  # uvicorn tells the last request only, which may still be queued
         super().connection_lost(exc)
@@ -282,8 +311,9 @@ class Connection(HttpToolsProtocol):
         scope["path"] = unquote(text) if "%" in text else text
         scope["raw_path"], scope["query_string"] = path, query
         scope[UNSENT] = self._unsent_bytes  # type: ignore[literal-required]  # ours
+        busy = len(self.connections) > self.connections_max or self._is_crowded()
         self._enqueue(
-            scope, self.app if len(self.connections) <= self.connections_max else _BUSY,
+            scope, _BUSY if busy else self.app,
             waits=waits, keep_alive=version != "1.0" and parser.should_keep_alive(),
         )  # fmt: skip
 

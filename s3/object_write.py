@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
 
 DELETE_KEYS_MAX = 1000
+UPLOAD_BYTES_MAX = 5 << 30
+"""Of one PutObject or UploadPart, as on S3; a longer object is uploaded in parts."""
 _DELETE_BATCH = 100
 
 
@@ -59,7 +61,7 @@ def receive(
 ) -> Awaitable[Answer]:
     """Take a body to where it will live, verify it, then `commit(content, md5, checksums)`; give it back on failure."""
     size = body.size
-    limit = context.config.s3_object_bytes_max
+    limit = min(context.config.s3_object_bytes_max, UPLOAD_BYTES_MAX)
     if size is not None and size > limit:
         raise S3Error(
             "EntityTooLarge",
@@ -84,7 +86,7 @@ async def _receive_extents(
     context: Context, body: Body, commit: Callable[[NewContent, bytes, dict[str, str]], Awaitable[Answer]]
 ) -> Answer:
     """One block is hashed and written in a thread while the next one arrives."""
-    waits, limit = context.waits, context.config.s3_object_bytes_max
+    waits, limit = context.waits, min(context.config.s3_object_bytes_max, UPLOAD_BYTES_MAX)
     writer = context.volume.segments.writer(body.size)
 
     def take(block: bytes) -> None:

@@ -54,6 +54,12 @@ SETTINGS = (
     Setting(
         "s3", "idle_s_max", 60.0, "how long a client may neither send what it announced nor read what it asked for"
     ),
+    Setting(
+        "s3",
+        "connections_per_address_max",
+        1024,
+        "connections of one client address (of IPv6 a /64) to each worker; one more is 503; 0: no limit, for a proxy that all come through",
+    ),
     Setting("s3", "region", "us-east-1", "region named in signatures and by GetBucketLocation"),
     Setting("s3", "domain", "", "virtual-host style: BUCKET.domain is that bucket; empty switches it off"),
     Setting("s3", "signature_v2", True, "accept SigV2, which boto3 still presigns with by default"),
@@ -180,6 +186,7 @@ class Config:
     s3_workers: int
     s3_threads: int
     s3_idle_s_max: float
+    s3_connections_per_address_max: int
     s3_region: str
     s3_domain: str
     s3_signature_v2: bool
@@ -268,6 +275,7 @@ _CHOICES = {
 _AT_LEAST = {
     "s3.workers": 1,
     "s3.threads": 1,
+    "s3.connections_per_address_max": 0,
     "metadata.readers_max": 64,
     "metadata.map_bytes": 1 << 28,
     "volume.free_bytes_min": 0,

@@ -365,3 +365,9 @@ def test_nothing_is_answered_behind_a_connection_that_closes(server: Server) -> 
         assert reader.answer()[0] == 206
         with pytest.raises(EOFError):
             reader.answer()
+
+
+def test_a_length_that_is_too_large_is_refused_before_its_body(server: Server) -> None:
+    for more in ([], ["Expect: 100-continue"]):
+        sent = head("PUT /open/huge HTTP/1.1", f"Content-Length: {(5 << 30) + 1}", *more)
+        assert ask(server, sent) == (400, "EntityTooLarge")

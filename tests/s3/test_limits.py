@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from botocore.exceptions import ClientError
 from stratum import limits
 from stratum.errors import InvalidArgument, TooManyRequests
 from stratum.limits import BURST_S, DEBT_S_MAX, Limit, Limiter, Paces
+from stratum.s3.connection import address_of
 from stratum.volume import Volume
 from tests.s3.test_access import add_user
-from tests.support import make_volume, stratum
+from tests.support import make_volume, serving, stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,3 +175,50 @@ def test_anonymous_requests_have_a_limit_of_their_own(server: Server, bucket: st
 )
 def test_wrong_words(server: Server, words: list[str]) -> None:
     stratum("limit", "set", server.root, *words, expect=6)
+
+
+def _asked_from(server: Server, address: str) -> socket.socket:
+    """A connection from a client address, with a request under way."""
+    host, _, port = server.endpoint.partition("//")[2].partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=20, source_address=(address, 0))
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    return connection
+
+
+def test_one_address_has_a_share_of_the_connections(tmp_path: Path) -> None:
+    with serving(tmp_path, settings={"s3": {"workers": 1, "connections_per_address_max": 4}}) as server:
+        kept = [_asked_from(server, "127.0.0.1") for _ in range(4)]
+        for connection in kept:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        refused = [_asked_from(server, "127.0.0.1") for _ in range(2)]
+        for connection in refused:
+            answer = b""
+            while data := connection.recv(65536):
+                answer += data
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"<Code>SlowDown</Code>" in answer
+            assert b"retry-after: 1" in answer
+            connection.close()
+        with _asked_from(server, "127.0.0.2") as other:
+            assert other.recv(65536).startswith(b"HTTP/1.1 200")
+        kept.pop().close()
+        assert _status_soon(server, "127.0.0.1") == b"HTTP/1.1 200"
+        for connection in kept:
+            connection.close()
+
+
+def _status_soon(server: Server, address: str) -> bytes:
+    """Once the worker has heard of what closed."""
+    for _ in range(200):
+        with _asked_from(server, address) as connection:
+            status = connection.recv(65536)[:12]
+        if status != b"HTTP/1.1 503":
+            break
+    return status
+
+
+def test_of_ipv6_a_network_is_one_client() -> None:
+    assert address_of(("2001:db8::1", 1)) == address_of(("2001:db8::ffff", 2)) != address_of(("2001:db8:0:1::1", 1))
+    assert address_of(("::ffff:192.0.2.1", 1)) == "192.0.2.1"
+    assert address_of(("fe80::1%eth0", 1)) == "fe80::/64"
+    assert (address_of(("192.0.2.1", 1)), address_of(None)) == ("192.0.2.1", "")
