@@ -104,7 +104,7 @@ class Body:
         if self._trailer and self._decoder is not None:
             wanted = self._decoder.trailers.get(self._trailer, "")
             if not checksums.is_well_formed(self.checksum_algorithm, wanted):
-                raise S3Error("InvalidRequest", f"Value for {self._trailer} trailing header is invalid.")
+                raise S3Error("BadDigest", f"Value for {self._trailer} trailing header is invalid.")
         if wanted and wanted != found[self.checksum_algorithm]:
             raise S3Error(
                 "BadDigest", f"The {self.checksum_algorithm} you specified did not match the calculated checksum."
@@ -169,5 +169,5 @@ def _announced_checksum(request: S3Request) -> tuple[str, str, str]:
         raise S3Error("InvalidRequest", "x-amz-sdk-checksum-algorithm names another algorithm than the checksum sent")
     value = sent[0][1] if sent else ""
     if sent and not checksums.is_well_formed(algorithm, value):
-        raise S3Error("InvalidRequest", f"Value for {sent[0][0]} header is invalid.")
+        raise S3Error("BadDigest", f"Value for {sent[0][0]} header is invalid.")
     return algorithm or declared, value, trailer

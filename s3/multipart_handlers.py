@@ -166,7 +166,7 @@ def upload_part_copy(context: Context) -> Answer:
             algorithm = upload.checksum_algorithm
             if algorithm:
                 sums = {algorithm: hash_source(context, state, algorithm, start, stop)}
-            elif (start, stop) == (0, state.size) and state.metadata.checksum_type == "FULL_OBJECT":
+            elif (start, stop) == (0, state.size) and state.metadata.checksum_type != "COMPOSITE":
                 sums = {name: value for name, value in state.metadata.checksums.items() if name == checksums.DEFAULT}
             else:
                 sums = {}  # nobody asked for one, and the bytes are shared without being read
@@ -318,7 +318,7 @@ def _whole_checksum(context: Context) -> tuple[str, str]:
     name, value = sent[0]
     digest, dash, count = value.partition("-")
     if not checksums.is_well_formed(name, digest) or (dash and numerals.whole(count) is None):
-        raise S3Error("InvalidRequest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
+        raise S3Error("BadDigest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
     return name, value
 
 

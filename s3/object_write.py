@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stratum import buckets, checksums, content, lifecycle, objects, tree
@@ -149,13 +148,15 @@ def put_object(context: Context) -> Awaitable[Answer]:
     metadata = object_metadata(context, owner, acl)
     wanted = conditions(context)
     body = Body(context.request, context.identity)
+    if not body.checksum_algorithm:
+        body.add_checksum(checksums.DEFAULT)
 
     async def commit(new: NewContent, md5: bytes, sums: dict[str, str]) -> Answer:
-        full = replace(metadata, checksums=sums, checksum_type="FULL_OBJECT") if sums else metadata
-        request = objects.PutRequest(context.request.bucket, context.key, md5, full, conditions=wanted)
+        metadata.checksums.update(sums)
+        request = objects.PutRequest(context.request.bucket, context.key, md5, metadata, conditions=wanted)
         inode = await context.waits.mutate(lambda tx: objects.put(tx, request, new))
-        answer = empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(full)})
-        answer.headers += tier_handlers.expiration(rules, context.key, inode.mtime_ns, new.size, full.tags)
+        answer = empty(200, {"ETag": f'"{inode.etag_text}"', **checksum_headers(metadata)})
+        answer.headers += tier_handlers.expiration(rules, context.key, inode.mtime_ns, new.size, metadata.tags)
         return answer
 
     return receive(context, body, commit)

@@ -106,6 +106,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "SlowDown": ("Reduce your request rate",),
     "AuthorizationQueryParametersError": ("Error parsing the X-Amz-Credential parameter",),
     "BadDigest": (
+        "Value for x-amz-",
         "The Content-MD5 you specified did not match what we received.",
         "The upload was created using the",
         "The ",
@@ -119,7 +120,10 @@ SPECIAL: dict[str, tuple[str, ...]] = {
         "Invalid Encoding Method specified in Request",
         "Invalid attribute name specified.",
         "The continuation token provided is incorrect",
+        "The x-amz-copy-source-range value must be of the form",
+        "Header value cannot be represented using ISO-8859-1.",
     ),
+    "InvalidRange": ("Range specified is not valid for source object",),
     "InvalidRequest": (
         "Checksum Type mismatch occurred",
         "Checksum algorithm provided is unsupported.",

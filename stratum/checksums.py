@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import zlib
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stratum.errors import InvalidArgument
@@ -59,6 +60,7 @@ class _XxHash:
         return bytes(self._hasher.finalize())
 
 
+@cache
 def _crt() -> Any:
     from awscrt import checksums  # when it is needed: it takes 45 ms, a fifth of what a command needs to start
 
@@ -67,12 +69,12 @@ def _crt() -> Any:
 
 def new(algorithm: str) -> Hasher:
     match algorithm:
+        case "CRC64NVME":
+            return _Crc(_crt().crc64nvme, 8)
         case "CRC32":
             return _Crc(zlib.crc32, 4)
         case "CRC32C":
             return _Crc(_crt().crc32c, 4)
-        case "CRC64NVME":
-            return _Crc(_crt().crc64nvme, 8)
         case "SHA1":
             return hashlib.sha1()
         case "SHA256":

@@ -340,7 +340,7 @@ def _finished_metadata(upload: UploadRow, chosen: list[PartRow], request: Comple
         )
     return replace(
         metadata, owner=upload.owner, acl=upload.acl, checksums=sums, checksum_type=kind if sums else "", upload_id=upload.upload_id,
-        part_sizes=[part.size for part in chosen], part_checksums=values if sums and upload.checksum_algorithm else [],
+        part_sizes=[part.size for part in chosen], part_checksums=values if sums else [],
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_parts_become_one_object(s3: Any, bucket: str) -> None:
         one = s3.get_object(Bucket=bucket, Key="k", PartNumber=number)
         assert one["Body"].read() == part
         assert (one["PartsCount"], one["ResponseMetadata"]["HTTPStatusCode"]) == (3, 206)
-    refused(s3.get_object, 416, "InvalidPartNumber", Bucket=bucket, Key="k", PartNumber=4)
+    refused(s3.get_object, 400, "InvalidPart", Bucket=bucket, Key="k", PartNumber=4)
     attributes = s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=["ObjectParts"])
     assert attributes["ObjectParts"]["TotalPartsCount"] == 3
 
@@ -229,9 +229,7 @@ def test_checksums_of_whole_objects(s3: Any, bucket: str, algorithm: str) -> Non
     assert (answer[f"Checksum{algorithm}"], answer["ChecksumType"]) == (value, "FULL_OBJECT")
     wrong = checksums.encode(bytes(len(hasher.digest())))
     refused(s3.put_object, 400, "BadDigest", Bucket=bucket, Key="k2", Body=data, **{f"Checksum{algorithm}": wrong})
-    refused(
-        s3.put_object, 400, "InvalidRequest", Bucket=bucket, Key="k2", Body=data, **{f"Checksum{algorithm}": "AAAA"}
-    )
+    refused(s3.put_object, 400, "BadDigest", Bucket=bucket, Key="k2", Body=data, **{f"Checksum{algorithm}": "AAAA"})
     refused(s3.head_object, 404, "404", Bucket=bucket, Key="k2")
 
 
@@ -262,7 +260,7 @@ def test_checksums_over_parts(s3: Any, bucket: str, algorithm: str, kind: str) -
         whole.update(WHOLE)
         wanted = checksums.encode(whole.digest())
     arguments = {"Bucket": bucket, "Key": "k", "UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
-    refused(s3.complete_multipart_upload, 400, "InvalidRequest", **arguments, **{f"Checksum{algorithm}": "bad"})
+    refused(s3.complete_multipart_upload, 400, "BadDigest", **arguments, **{f"Checksum{algorithm}": "bad"})
     wrong = checksums.encode(bytes(checksums.DIGEST_BYTES[algorithm]))
     refused(s3.complete_multipart_upload, 400, "BadDigest", **arguments, **{f"Checksum{algorithm}": wrong})
     answer = s3.complete_multipart_upload(**arguments, ChecksumType=kind)

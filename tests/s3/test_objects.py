@@ -267,3 +267,42 @@ def test_expected_bucket_owner(s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="k", Body=b"", ExpectedBucketOwner=owner)
     refused(s3.put_object, 403, "AccessDenied", Bucket=bucket, Key="k", Body=b"", ExpectedBucketOwner="0" * 32)
     refused(s3.get_object, 403, "AccessDenied", Bucket=bucket, Key="k", ExpectedBucketOwner="0" * 32)
+
+
+def test_ranges_of_an_empty_object(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"")
+    for wanted in ({"PartNumber": 1}, {"Range": "bytes=-8"}, {"Range": f"bytes=-{'9' * 5000}"}):
+        for call in (s3.get_object, s3.head_object):
+            answer = call(Bucket=bucket, Key="k", **wanted)
+            assert "ContentRange" not in answer, wanted
+            assert (answer["ContentLength"], answer["ResponseMetadata"]["HTTPStatusCode"]) == (0, 200), wanted
+    for wanted in ({"Range": "bytes=0-"}, {"Range": "bytes=-0"}, {"Range": "bytes=0-0"}):
+        refused(s3.get_object, 416, "InvalidRange", Bucket=bucket, Key="k", **wanted)
+
+
+def test_not_modified_has_the_headers_of_the_answer(s3: Any, bucket: str) -> None:
+    s3.put_object(
+        Bucket=bucket,
+        Key="k",
+        Body=b"x",
+        CacheControl="max-age=9",
+        Expires="Thu, 01 Jan 2037 00:00:00 GMT",
+        ContentLanguage="de",
+    )
+    full = s3.get_object(Bucket=bucket, Key="k")["ResponseMetadata"]["HTTPHeaders"]
+    for call in (s3.get_object, s3.head_object):
+        error = refused(call, 304, "304", Bucket=bucket, Key="k", IfNoneMatch=full["etag"])
+        headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+        for name in ("etag", "last-modified", "cache-control", "expires"):
+            assert headers[name] == full[name], name
+        assert "content-length" not in headers
+        assert "content-language" not in headers
+
+
+def test_overrides_take_latin_1(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    name = 'attachment; filename="Grüße.txt"'
+    answer = s3.get_object(Bucket=bucket, Key="k", ResponseContentDisposition=name)
+    assert answer["ContentDisposition"] == name
+    for bad in ("a\x07b", "a\x7fb", "a\x85b", "snow \u2603"):
+        refused(s3.get_object, 400, "InvalidArgument", Bucket=bucket, Key="k", ResponseContentDisposition=bad)
