@@ -81,6 +81,9 @@ WORDING = {
     "PreconditionFailed": "At least one of the pre-conditions you specified did not hold",
     "QuotaExceeded": "The quota of the bucket or of its owner is exceeded.",
     "RequestHeaderSectionTooLarge": "Your request header section exceeds the maximum allowed size",
+    "RequestURITooLong": "The request URI is too long.",
+    "InvalidToken": "The provided token is malformed or otherwise not valid.",
+    "MetadataConfigurationNotFound": "The metadata configuration was not found",
     "RequestTimeTooSkewed": "The difference between the request time and the current time is too large.",
     "RequestTimeout": (
         "Your socket connection to the server was not read from or written to within the timeout"
