@@ -101,10 +101,9 @@ def list_objects(context: Context) -> Answer:
         page = listing.list_page(reader, bucket, prefix=prefix, delimiter=delimiter, after=marker, limit=count_max)
         owner = owner_element(context, reader, bucket.owner)
     following = f"<NextMarker>{encode(page.last)}</NextMarker>" if page.truncated else ""
-    # Prefix is never encoded here: botocore decodes that of version 2 only.
     return xml(
         document(
-            "ListBucketResult", element("Name", context.request.bucket), f"<Prefix>{_escaped(prefix)}</Prefix><Marker>{encode(marker)}</Marker>", following,
+            "ListBucketResult", element("Name", context.request.bucket), f"<Prefix>{encode(prefix)}</Prefix><Marker>{encode(marker)}</Marker>", following,
             f"<Delimiter>{encode(delimiter)}</Delimiter>" if delimiter else "", element("EncodingType", context.query.get("encoding-type")),
             element("MaxKeys", count_max), element("IsTruncated", page.truncated), _contents(page, encode, owner), _prefixes(page, encode),
         )

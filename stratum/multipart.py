@@ -63,9 +63,12 @@ def create(
     """Raises `NoSuchBucket` or `ReadOnlyBucket`."""
     row = buckets.get(tx, bucket)
     buckets.check_writable(row)
+    number = tx.new_id()
+    # The uploads of a key are listed by id, and by the time of their initiation: the id begins with it.
+    upload_id = f"{tx.now_ns:016x}{number & 0xFFFFFFFF:08x}{secrets.token_hex(4)}"
     upload = UploadRow(
-        tx.new_id(),
-        secrets.token_hex(_UPLOAD_ID_BYTES // 2),
+        number,
+        upload_id,
         tx.now_ns,
         owner,
         acl,
