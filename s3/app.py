@@ -208,6 +208,7 @@ class Application:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._identities = Identities(volume)
+        self._identities.refuse_another_seal()
         self._prefix = secrets.token_hex(4)
         self._host_id = secrets.token_urlsafe(24)
         self._numbers = itertools.count(1)

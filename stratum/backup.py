@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stratum import __version__, config, sessions
+from stratum import __version__, config, private, sessions
 from stratum.clocks import STAMP, by_stamp
 from stratum.descriptors import is_owned
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
@@ -181,7 +181,7 @@ def save(source: Source, target: Path, watch: Watch = _unwatched) -> Backup:
 def _write(source: Source, scratch: Path, partial: Path, watch: Watch) -> tuple[Backup, _Watched]:
     made_s = time.time()
     (scratch / "stratum.toml").write_bytes((source.root / config.CONFIG_NAME).read_bytes())
-    (scratch / "seal.key").write_bytes((source.root / "meta" / "seal.key").read_bytes())
+    private.write(scratch / "seal.key", private.seal_key(source.root / "meta"))
     with source.store.snapshot() as snapshot:
         transaction = snapshot.id
     source.store.copy_to(str(scratch))
@@ -321,7 +321,7 @@ def restore(path: Path, root: Path, *, adopt: bool = False, watch: Watch = _unwa
         raise VolumeInvalid(f"{root} is neither a volume nor empty; nothing was changed")
     meta = root / "meta"
     refuse_if_open(meta)
-    root.mkdir(parents=True, exist_ok=True)
+    private.make_folder(root)
     staging = root / "meta.restoring"
     if staging.exists():
         shutil.rmtree(staging)
@@ -340,12 +340,9 @@ def restore(path: Path, root: Path, *, adopt: bool = False, watch: Watch = _unwa
     replaced = _put_in_place(root, staging)
     if new:
         for folder in hot_folders(root, settings):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private.make_folder(folder)
         # The configuration comes last: a folder without it is not a volume.
-        with (root / config.CONFIG_NAME).open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        private.write(root / config.CONFIG_NAME, text.encode())
         fsync_folder(root)
     return told, replaced
 
@@ -404,10 +401,8 @@ def _newest_session(root: Path, settings: config.Config) -> int:
 
 def _prepare(meta: Path, settings: config.Config, newest: int, transaction: int) -> None:
     """Make an extracted store a `meta` folder that nobody has open. It counts its transactions anew, from 1."""
-    (meta / "sessions").mkdir(mode=0o700)
-    with (meta / "slots").open("wb") as slots:
-        slots.write(bytes(SLOTS * 32))
-        os.fsync(slots.fileno())
+    private.make_folder(meta / "sessions")
+    private.write(meta / "slots", bytes(SLOTS * 32))
     _walk(meta)
     with opened_store(meta, settings) as store, store.transact() as tx:
         known = unpack_u64(tx.get(b"Csession") or bytes(8))[0]

@@ -80,7 +80,7 @@ def _drill(live: Volume, path: Path, scratch: Path, sample: int, choice: random.
 
 def _scratch_volume(live: Volume, scratch: Path) -> Path:
     """An empty volume whose data folders are the real ones; nothing that opens it writes there unless it is told to store something."""
-    scratch.mkdir()
+    scratch.mkdir(mode=0o700)
     changed = {
         f"{section}.{name}": value for section, table in live.config.as_dict().items() for name, value in table.items()
     }

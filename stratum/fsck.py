@@ -20,6 +20,7 @@ from stratum import (
     frozen,
     fsck_names,
     fsck_repairs,
+    fsck_secrets,
     fsck_tiers,
     housekeeping,
     longkeys,
@@ -540,6 +541,7 @@ def _examine(volume: Volume, *, data: bool, seen: Seen | None) -> list[tuple[Fin
         checker.check_tree(reader)
         checker.check_extents(reader)
         checker.check_rows(reader)
+        fsck_secrets.check(volume, reader, checker.found)
         if data:
             checker.check_data(reader, seen)
     return checker.findings

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from stratum import quotas
-from stratum.errors import Exists, InvalidArgument, NoSuchAccessKey, NoSuchUser, StratumError
+from stratum import private, quotas
+from stratum.errors import Exists, InvalidArgument, NoSuchAccessKey, NoSuchUser, StoreDamaged, StratumError
 from stratum.schema import UserRow, pack_json, unpack_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Identities:
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        self._seal = AESGCM((volume.meta / "seal.key").read_bytes())
+        self._seal = AESGCM(private.seal_key(volume.meta))
         self._memo: dict[tuple[bytes, bytes], Credential] = {}
         self._owners: dict[bytes, bytes] = {}
 
@@ -77,8 +77,30 @@ class Identities:
             return self._seal.decrypt(data[:12], data[12:], access_key.encode()).decode()
         except InvalidTag as error:
             raise StratumError(
-                f"the secret of {access_key} does not open with meta/seal.key; restore that file or make a new key"
+                f"the secret of {access_key} does not open with meta/seal.key: one of them is damaged; `stratum key create USER` makes "
+                "another key, `stratum meta restore` brings back both"
             ) from error
+
+    def unreadable(self, reader: InodeReader) -> tuple[list[str], int]:
+        """(access keys whose secret does not open, how many keys there are)."""
+        failing, count = [], 0
+        for key, raw in reader.scan_prefix(b"A"):
+            count += 1
+            try:
+                self._unseal(key[1:].decode(), unpack_json(raw)["secret"])
+            except (StratumError, ValueError):
+                failing.append(key[1:].decode("utf-8", "backslashreplace"))
+        return failing, count
+
+    def refuse_another_seal(self) -> None:
+        """Raises `StoreDamaged` if no secret opens: then it is the key that is damaged, or another volume's."""
+        with self._volume.snapshot() as reader:
+            failing, count = self.unreadable(reader)
+        if count and len(failing) == count:
+            raise StoreDamaged(
+                f"{self._volume.meta / private.SEAL_KEY} opens none of the {count} access keys: it is damaged, or of another volume; "
+                "`stratum meta restore` brings it back, or `stratum key create USER` makes a key that it opens"
+            )
 
     def users(self) -> list[UserRow]:
         with self._volume.snapshot() as reader:

@@ -381,7 +381,8 @@ class SegmentStore:
         name = self.file_name(number, path)
         folder = name.parent
         if folder not in self._made_folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            for made in (folder.parent, folder):  # never the disk itself: it may not be mounted
+                made.mkdir(exist_ok=True, mode=0o700)
             fsync_folder(folder.parent.parent)
             fsync_folder(folder.parent)
             self._made_folders.add(folder)

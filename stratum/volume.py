@@ -15,7 +15,7 @@ import uuid
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from stratum import audit
+from stratum import audit, private
 from stratum import config as configuration
 from stratum.acknowledge import Acknowledger
 from stratum.cold import ColdStore
@@ -69,24 +69,17 @@ def create(root: Path, changed: dict[str, Any]) -> None:
         raise VolumeInvalid(f"{root} is not empty; choose an empty or a new directory")
     text = configuration.render(changed)
     config = configuration.parse(text, configuration.CONFIG_NAME)
-    root.mkdir(parents=True, exist_ok=True)
+    private.make_folder(root)
     for hot in hot_folders(root, config):
         if hot.exists() and any(hot.iterdir()):
             raise VolumeInvalid(f"the data folder {hot} is not empty; choose an empty or a new directory")
-        hot.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private.make_folder(hot)
     meta = root / "meta"
-    (meta / "sessions").mkdir(parents=True, mode=0o700)
-    meta.chmod(0o700)
-    with (meta / "slots").open("wb") as slots:
-        slots.write(bytes(SLOTS * 32))
-        os.fsync(slots.fileno())
+    for folder in (meta, meta / "sessions"):
+        private.make_folder(folder)
+    private.write(meta / "slots", bytes(SLOTS * 32))
     # Losing this key in a power cut would lose every secret: it is synced like data.
-    fd = os.open(meta / "seal.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, os.urandom(32))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    private.write(meta / private.SEAL_KEY, os.urandom(private.SEAL_KEY_BYTES))
     store = _open_store(root, config, create=True)
     with store.transact() as tx:
         tx.put(b"Cformat", pack_u64(FORMAT_VERSION))
@@ -99,10 +92,7 @@ def create(root: Path, changed: dict[str, Any]) -> None:
     store.close()
     _fill_reserve(meta)
     # The configuration comes last: a folder without it is not a volume.
-    with (root / configuration.CONFIG_NAME).open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    private.write(root / configuration.CONFIG_NAME, text.encode())
     for folder in (meta, root, root.parent):
         fsync_folder(folder)
 

@@ -7,11 +7,11 @@ missing disk.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stratum import private
 from stratum.errors import InvalidArgument
 from stratum.schema import key_u64, prefix_range, unpack_u64
 from stratum.segments import fsync_folder
@@ -68,10 +68,7 @@ def _check_empty(path: Path) -> None:
 def write_marker(path: Path, instance: str, disk: int) -> None:
     """From now on the folder is this disk and no other. Raises `OSError`."""
     temporary = path / (MARKER + ".new")
-    with temporary.open("w") as file:
-        json.dump({"volume": instance, "disk": disk}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    private.write(temporary, json.dumps({"volume": instance, "disk": disk}).encode())
     temporary.rename(path / MARKER)
     fsync_folder(path)
 

@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, cold, manifest, sessions, volume, warm_disks
+from stratum import buckets, cold, manifest, private, sessions, volume, warm_disks
 from stratum.clocks import STAMP, by_stamp
 from stratum.cold_backends.contract import RemoteDamaged, RemoteError
 from stratum.cold_backends.encrypt import SALT
@@ -255,7 +255,7 @@ def _restore(
 ) -> None:  # fmt: skip
     """`disks` are folders of the warm tier, with the number of those that the volume had before."""
     if snapshot is not None and snapshot.seal:
-        (root / "meta" / "seal.key").write_bytes(snapshot.seal)
+        private.write(root / "meta" / private.SEAL_KEY, snapshot.seal)
     # A session of its own, so that the numbers we give out are not those of the old volume.
     newest = max(found.manifests.session, snapshot.session if snapshot is not None else 0)
     with Volume(root, "rebuild") as opened:

@@ -16,7 +16,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stratum import cold, filling, frozen, manifest, packs
+from stratum import cold, filling, frozen, manifest, packs, private
 from stratum.clocks import STAMP, by_stamp, come
 from stratum.cold_backends.contract import RemoteError
 from stratum.cold_files import upload
@@ -68,7 +68,7 @@ def rows(volume: Volume, epoch: int, *, with_secrets: bool) -> Iterator[bytes]:
             for key, value in reader.scan(table, bytes((letter + 1,))):
                 yield _record(key, value)
     if with_secrets:
-        secret = (volume.meta / "seal.key").read_bytes()
+        secret = private.seal_key(volume.meta)
         yield _record(SEAL_KEY, secret)
 
 
