@@ -7,21 +7,23 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
 
-from stratum import buckets, counting, housekeeping, notify
-from stratum.acknowledge import detach, tell_mount_row
+from stratum import buckets, counting, housekeeping, mounting, notify
 from stratum.errors import StratumError, UnfinishedMount
+from stratum.fencing import take_away
 from stratum.fuse import _negotiate, sharing, takeover
 from stratum.fuse.extra_operations import answering
 from stratum.fuse.invalidation import Follower, Idle
 from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
 from stratum.log import get_logger
-from stratum.mountd import ask_mount, helper_of, mount_at, source_name, tune
+from stratum.mount_rows import mount_rows, tell_mount_row
+from stratum.mount_table import mount_at, stacked_at
+from stratum.mountd import ask_mount, ask_release, helper_of, source_name
 from stratum.schema import key_u64, pack_json
 from stratum.undisturbed import Undisturbed
 
@@ -39,16 +41,23 @@ REQUESTS_MAX = 500
 """The cap on requests in flight; too low a cap lets slow ones hold up all others (measured: 10 gives 1.7 s)."""
 
 
-def remove_stale(volume: Volume, mountpoint: Path) -> None:
-    """Detach a mount whose daemon is gone, and refuse one that is alive. Raises `UnfinishedMount`."""
-    while mount_at(str(mountpoint)) is not None:
-        try:
-            os.statvfs(mountpoint)
-        except OSError:
-            log.warning("stale_mount_removed", mountpoint=str(mountpoint))
-            detach(volume, str(mountpoint))
-            continue
-        raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
+def stale_at(volume: Volume, mountpoint: Path) -> tuple[int, int]:
+    """(id, device) of a mount whose daemon is gone, which the new one is to replace; 0: none. Raises `UnfinishedMount` for anything else there."""
+    while True:
+        with mounting.top(mountpoint) as now:
+            if now is None:
+                return 0, 0
+            if not now.line.is_stratum:
+                raise UnfinishedMount(
+                    f"{mountpoint} is the mount of another file system ({now.line.file_system}); choose another folder"
+                )
+            if not mounting.is_dead(now):
+                raise UnfinishedMount(f"{mountpoint} is mounted already; unmount it first: umount {mountpoint}")
+            log.warning("stale_mount_found", mountpoint=str(mountpoint))
+            row = {"mountpoint": str(mountpoint), "device": now.line.minor}
+            if len(stacked_at(str(mountpoint))) == 1:
+                return now.id, now.line.minor
+        take_away(volume, row, cover=False)  # one is enough to be replaced
 
 
 def serve(
@@ -78,18 +87,18 @@ def serve(
     operations = Operations(volume, root=root, shared=shared, bucket=wanted.bucket)
     helper = helper_of(volume.root, volume.config)
     if taken_over is None:
-        remove_stale(volume, mountpoint)
-        mountpoint.mkdir(parents=True, exist_ok=True)
-        _mount(operations, mountpoint, source_name(str(volume.root)), helper, read_only=wanted.read_only)
+        connection, mount_id = mount(volume, mountpoint, helper, read_only=wanted.read_only)
+        pyfuse3.init(operations, f"/dev/fd/{connection}", set(pyfuse3.default_options))
     else:
         pyfuse3.init(operations, f"/dev/fd/{taken_over.connection}", set(pyfuse3.default_options))
+        mount_id = _id_in_row(volume)
     signals = takeover.SignalsLater()
-    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over, signals)
+    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over, signals, mount_id)
     try:
         trio.run(serving.run)
     finally:
         if serving.handover is None:
-            serving.unmount(detaches=helper is not None or taken_over is not None)
+            serving.unmount()
         if serving.follower is not None:
             serving.follower.stop()
     if serving.handover is None:
@@ -97,21 +106,64 @@ def serve(
     return takeover.Passing(serving.handover, signals, wanted.document(volume.root), serving.kept)
 
 
-def _mount(operations: Operations, mountpoint: Path, source: str, helper: Path | None, *, read_only: bool) -> None:
-    """Raises `UnfinishedMount`."""
+def mount(volume: Volume, mountpoint: Path, helper: Path | None, *, read_only: bool) -> tuple[int, int]:
+    """(the connection of a new mount at a mountpoint, its id). Raises `UnfinishedMount`."""
+    source = source_name(str(volume.root))
     try:
+        stale, device = stale_at(volume, mountpoint)
+        if not stale:
+            mountpoint.mkdir(parents=True, exist_ok=True)
         if helper is not None:
-            descriptor = ask_mount(helper, mountpoint, source, read_only=read_only)
-            pyfuse3.init(operations, f"/dev/fd/{descriptor}", set(pyfuse3.default_options))
-        else:
-            options = {f"fsname={source}", "subtype=stratum", "allow_other", "default_permissions"}
-            pyfuse3.init(
-                operations, str(mountpoint), set(pyfuse3.default_options) | options | ({"ro"} if read_only else set())
-            )
-    except RuntimeError as error:
+            return ask_mount(helper, mountpoint, source, read_only=read_only, replaces=device)
+        fresh = mounting.make(source, os.geteuid(), os.getegid(), read_only=read_only)
+        try:
+            if stale:
+                mounting.replace(fresh, str(mountpoint), stale)
+            else:
+                _put(fresh, mountpoint)
+        except BaseException:
+            os.close(fresh.connection)
+            raise
+        finally:
+            fresh.close()
+    except OSError as error:
         raise UnfinishedMount(
-            f"{mountpoint} could not be mounted ({error}); is /dev/fuse there? A volume that does not belong to root is mounted through `stratum mountd`"
+            f"{mountpoint} could not be mounted ({error.strerror}); is /dev/fuse there? A volume that does not belong to root is mounted through `stratum mountd`"
         ) from error
+    return fresh.connection, fresh.id
+
+
+def _put(fresh: mounting.Fresh, mountpoint: Path) -> None:
+    folder = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        why = mounting.seal(folder)
+        if why:
+            log.warning("folder_not_sealed", mountpoint=str(mountpoint), why=why)
+        mounting.put(fresh, folder)
+    finally:
+        os.close(folder)
+
+
+def release(helper: Path | None, mountpoint: Path) -> None:
+    """Let the folder of a mount that is gone be written to again. Raises `UnfinishedMount`, `OSError`."""
+    if helper is not None:
+        ask_release(helper, mountpoint)
+        return
+    if mount_at(str(mountpoint)) is not None:
+        raise UnfinishedMount(f"something is mounted at {mountpoint}; unmount it first")
+    folder = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        why = mounting.seal(folder, sealed=False)
+    finally:
+        os.close(folder)
+    if why:
+        raise UnfinishedMount(f"{mountpoint} cannot be released: {why}; as root: chattr -i {mountpoint}")
+
+
+def _id_in_row(volume: Volume) -> int:
+    """Of a mount that is taken over; 0 if the program that made it did not note it."""
+    with volume.snapshot() as reader:
+        return int(mount_rows(reader).get(volume.session.id, {}).get("mount_id", 0))
 
 
 class _Serving:
@@ -126,8 +178,11 @@ class _Serving:
         wanted: Wanted,
         taken_over: Handover | None,
         signals: takeover.SignalsLater,
+        mount_id: int,
     ) -> None:
         self._volume = volume
+        self._mount_id = mount_id
+        self._device = 0
         self._operations = operations
         self._mountpoint = mountpoint
         self._ready = ready
@@ -151,13 +206,14 @@ class _Serving:
         line = mount_at(str(self._mountpoint))
         if line is None:
             raise UnfinishedMount(f"{self._mountpoint} vanished while it was being mounted")
+        self._device = line.minor
         if self._taken_over is not None:
             self.follower.pause()  # until libfuse knows the session, it tells the kernel nothing (ENOSYS)
         self.follower.start()
         if self._taken_over is None:
-            await self._register(line.device, self.follower.socket_name)
+            await self._register(self.follower.socket_name)
             if helper_of(volume.root, volume.config) is None:
-                tune(line.device)
+                mounting.tune(line.minor)
         else:
             still = self.follower.stillness is not None  # the program before this one may not have known of it
             with suppress(StratumError):  # a full disk: then writers wait for answers
@@ -178,11 +234,10 @@ class _Serving:
         finally:
             self.follower.loop_ended()
 
-    async def _register(self, device: int, socket_name: str) -> None:
+    async def _register(self, socket_name: str) -> None:
         row = {
             "socket": socket_name,
-            "device": device,
-            "mountpoint": str(self._mountpoint),
+            **self._place,
             "slot": self._volume.session.slot,
             "read_only": self._wanted.read_only,
             "bucket": self._wanted.bucket,
@@ -197,9 +252,16 @@ class _Serving:
 
         await self._operations.commit(register)
 
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"mountpoint": str(self._mountpoint), "mount_id": self._mount_id, "device": self._device}
+
     async def _announce(self) -> None:
-        """Ready is when the mount answers, not when it was asked for."""
+        """Ready is when this mount answers at its place, not when it was asked for."""
         await trio.to_thread.run_sync(os.statvfs, self._mountpoint, abandon_on_cancel=True)
+        with mounting.top(self._mountpoint) as now:
+            if now is None or now.line.minor != self._device:
+                raise UnfinishedMount(f"something else was mounted at {self._mountpoint} meanwhile; unmount it first")
         if not _negotiate.keeps_umask_out():
             log.error(
                 "umask_comes_first", why="the kernel narrows default access lists by the umask; update it or libfuse"
@@ -270,14 +332,12 @@ class _Serving:
             log.warning("refusal_not_told", error=error.message)
         return False
 
-    def unmount(self, *, detaches: bool) -> None:
-        """Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us.
-
-        `detaches`: pyfuse3 knows a descriptor only, not where it is mounted.
-        """
-        if detaches:
-            with suppress(UnfinishedMount):
-                detach(self._volume, str(self._mountpoint))
+    def unmount(self) -> None:
+        """Until the mount is gone the kernel answers from its cache, so the log is followed and writers wait for us."""
+        try:
+            take_away(self._volume, self._place, cover=False)
+        except (UnfinishedMount, OSError) as error:
+            log.error("mount_not_detached", mountpoint=str(self._mountpoint), error=str(error))
         pyfuse3.close(unmount=True)
         try:
             self._volume.mutate(lambda tx: tx.delete(self._row_key), frees=True)

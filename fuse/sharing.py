@@ -24,9 +24,9 @@ import pyfuse3
 import trio
 
 from stratum import filling, housekeeping, mount_names
-from stratum.acknowledge import mount_rows, tell_mount_row
 from stratum.errors import Busy, UnfinishedMount
 from stratum.log import get_logger
+from stratum.mount_rows import mount_rows, tell_mount_row
 from stratum.schema import key_u64, unpack_json
 
 if TYPE_CHECKING:

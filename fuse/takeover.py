@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from stratum.acknowledge import mount_rows
 from stratum.errors import NotFound, UnfinishedMount
 from stratum.fuse import _negotiate
 from stratum.log import get_logger
+from stratum.mount_rows import mount_rows
 from stratum.mountd import ask_claim, ask_keep
 from stratum.sessions import Inherited
 

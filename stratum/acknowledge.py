@@ -8,39 +8,32 @@ Before the commit is durable its rows are announced to the mounts, as a hint too
 and read the change log only if other commits came between. A mount that sleeps otherwise makes the kernel forget at once, and says in shared
 memory that it was asked for nothing since (`stillness.py`): then nobody waits for it.
 
-A mount that does not answer by the deadline is fenced: its FUSE connection is aborted and the mountpoint detached, because
-a stopped daemon's kernel cache would go on answering. Only then does the writer answer.
+A mount that does not answer by the deadline is fenced (`fencing.py`). Only then does the writer answer.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import queue
 import select
-import signal
 import socket
 import struct
-import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import metrics
-from stratum.errors import StorageFailed, StratumError
+from stratum.errors import StorageFailed
+from stratum.fencing import fence
 from stratum.log import get_logger
-from stratum.mountd import ask_detach, helper_of
-from stratum.schema import key_u64, pack_json, unpack_json
+from stratum.mount_rows import mount_rows
 from stratum.stillness import StillnessOf, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
     from stratum.committer import Mutation
-    from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
 POKE = struct.Struct("<QQ")
@@ -54,8 +47,6 @@ MESSAGE_BYTES_MAX = 8192
 ANSWER_S_MAX = 0.25
 """How long an answer is waited for before it is looked whether the mount lives."""
 UNREACHABLE_S = 0.005
-FENCING_S_MAX = 40.0
-"""Longer than the helper may take to answer (`mountd.IDLE_S_MAX`)."""
 log = get_logger("acknowledge")
 
 
@@ -84,19 +75,6 @@ class Announcement:
             at = stop
         transaction_id, number = POKE.unpack_from(message)
         return cls(transaction_id, number, rows)
-
-
-def mount_rows(reader: InodeReader) -> dict[int, dict[str, Any]]:
-    """The rows of live mounts (table T), by session."""
-    return {int.from_bytes(key[1:], "big"): unpack_json(raw) for key, raw in reader.scan_prefix(b"T")}
-
-
-def tell_mount_row(tx: MetadataTransaction, session: int, **told: Any) -> None:
-    """Say more in the row of a mount, if it still has one."""
-    key = key_u64(b"T", session)
-    raw = tx.get(key)
-    if raw is not None:
-        tx.put(key, pack_json({**unpack_json(raw), **told}))
 
 
 class _Link:
@@ -302,93 +280,3 @@ class Acknowledger:
             link = self._links.pop(session, None)
         if link is not None:
             link.close()
-
-
-def fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
-    """Make a mount that does not answer unable to answer anybody: end its daemon, abort its connection, detach it.
-
-    One at a time in all processes: nothing is detached twice, since the second time it would be the mount that came after it.
-    """
-    key = key_u64(b"T", session)
-    with _alone(volume):
-        with volume.snapshot() as reader:
-            if reader.get(key) is None:
-                return
-        _fence(volume, session, row)
-        try:
-            with volume.store.transact() as tx:
-                tx.delete(key)
-        except StratumError as error:
-            log.error("mount_row_not_removed", session=session, error=str(error))
-
-
-@contextmanager
-def _alone(volume: Volume) -> Iterator[None]:
-    try:
-        descriptor = os.open(volume.meta / "fencing.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:  # a full disk: better twice than not at all
-        log.warning("fencing_not_alone", why=str(error))
-        yield
-        return
-    deadline = time.monotonic() + FENCING_S_MAX
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    log.warning("fencing_not_alone", why="whoever fences a mount does not end")
-                    break
-                time.sleep(UNREACHABLE_S)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _fence(volume: Volume, session: int, row: dict[str, Any]) -> None:
-    device, mountpoint = int(row["device"]), str(row["mountpoint"])
-    kept, dead = _forbidden(volume, session), volume.session.is_dead(session)
-    if dead and kept:
-        log.warning("kept_mount_ended", session=session, mountpoint=mountpoint)
-    else:
-        log.error("mount_fenced", session=session, mountpoint=mountpoint)
-        metrics.FENCES.add()
-    process = volume.session.rows().get(session)
-    if not dead and not kept and process is not None:
-        # The lock is held, so the number still belongs to that daemon. A stopped one dies too; its descriptor closes with it.
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(int(str(process["pid"])), signal.SIGKILL)
-    if not dead:  # with its process a connection has ended, and its number may be that of another one by now
-        abort_connection(device)
-    try:
-        detach(volume, mountpoint)
-    except (StratumError, OSError, subprocess.SubprocessError) as error:
-        # Aborted, it answers ENOTCONN: nobody reads anything old from it.
-        log.error("mount_not_detached", mountpoint=mountpoint, error=str(error))
-
-
-def _forbidden(volume: Volume, session: int) -> bool:
-    """Whether the helper keeps a mount for its next daemon, which from now on cannot go on with it. (Detaching lets go of its lock.)"""
-    try:
-        return volume.session.forbid(session)
-    except StratumError as error:
-        log.error("mount_not_forbidden", session=session, error=str(error))
-        return False
-
-
-def detach(volume: Volume, mountpoint: str) -> None:
-    """Take a mount away from its mountpoint; who has files of it open keeps them. Raises `UnfinishedMount`."""
-    helper = helper_of(volume.root, volume.config)
-    if helper is not None:
-        ask_detach(helper, mountpoint)
-    else:
-        subprocess.run(["umount", "--lazy", "--", mountpoint], check=False, capture_output=True, timeout=10)
-
-
-def abort_connection(device: int) -> None:
-    """Ask the kernel to end a FUSE connection; every request on it fails from now on."""
-    try:
-        Path(f"/sys/fs/fuse/connections/{device}/abort").write_text("1")
-    except OSError as error:
-        log.debug("connection_not_aborted", device=device, error=str(error))

@@ -12,9 +12,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from stratum import clones, filling, packs, tree
-from stratum.acknowledge import fence
 from stratum.compaction import Compactor
 from stratum.errors import StratumError
+from stratum.fencing import fence, fence_ending
 from stratum.log import get_logger
 from stratum.schema import (
     ELSEWHERE_SEGMENT,
@@ -101,6 +101,7 @@ def run_once(volume: Volume, *, sweep: bool = True) -> None:
 
 def recover(volume: Volume) -> int:
     """Clean up behind every dead session; how many there were."""
+    fence_ending(volume)
     dead = [session for session in volume.session.rows() if volume.session.is_dead(session)]
     for session in dead:
         recover_session(volume, session)

@@ -8,18 +8,22 @@ Invariants
 * It mounts on directories below the roots named when it started and nowhere else. Every component is opened without
   following symbolic links, and what is mounted on is that descriptor, so nobody can exchange the path meanwhile.
 * The directory belongs to root or to who asks; nothing is mounted there. Every mount is nosuid and nodev.
-* It detaches and keeps only mounts of type fuse.stratum that were made for who asks, which the kernel's table says.
+* It replaces, detaches and keeps only mounts of type fuse.stratum that were made for the caller, which the kernel's table says.
 
-Protocol: SOCK_SEQPACKET, one JSON document a packet. {"action": "mount", "path", "source", "read_only"} is answered {"ok": true} with a
-descriptor, {"action": "detach", "path"} with {"ok": true}. {"action": "keep", "path"} comes with the descriptors of a daemon that ends
-(`kept_mounts.py`) and is answered {"ok": true}, {"action": "claim", "path"} with {"ok": true} and those descriptors, or none if nothing is
-kept. All are answered {"error": text} if they cannot be.
+Protocol: SOCK_SEQPACKET, one JSON document a packet.
+{"action": "mount", "path", "source", "read_only", "replaces"} is answered {"ok": true, "mount_id"} with a descriptor. `replaces` is the
+device of a stale mount there, whose place the new one takes; 0: none. The folder is made immutable, so that nothing lands in it while nothing is mounted.
+{"action": "detach", "path", "mount_id", "device", "cover"} ends that mount and its connection; `cover` leaves a dead one in its place. Ids are the helper's:
+a caller in another mount namespace sees others, and names a mount that it did not make by its device. Both 0: whichever is there.
+{"action": "release", "path"} lets the folder be written to again. Both are answered {"ok": true}.
+{"action": "keep", "path"} comes with the descriptors of a daemon that ends (`kept_mounts.py`) and is answered {"ok": true},
+{"action": "claim", "path"} with {"ok": true} and those descriptors, or none if nothing is kept.
+All are answered {"error": text} if they cannot be.
 """
 
 from __future__ import annotations
 
 import array
-import ctypes
 import json
 import os
 import pwd
@@ -30,29 +34,24 @@ import socket
 import stat
 import struct
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import notify
+from stratum import mounting, notify
 from stratum.errors import ConfigInvalid, UnfinishedMount
 from stratum.kept_mounts import DESCRIPTORS, KEEP_S, KeptMounts
 from stratum.log import get_logger
+from stratum.mount_table import mount_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stratum.config import Config
 
-FILE_SYSTEM = "fuse.stratum"
 REQUEST_BYTES_MAX = 8192
-READ_AHEAD_KIB = 1024
-BACKGROUND_MAX = 64
 CONNECTIONS_MAX = 64
 IDLE_S_MAX = 30.0
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 4, 2, 8
 _CREDENTIALS = struct.Struct("3i")
-_libc = ctypes.CDLL(None, use_errno=True)
 log = get_logger("mountd")
 
 
@@ -60,44 +59,10 @@ class Refused(Exception):
     """What is asked for is not allowed, or failed; the text goes to who asked."""
 
 
-@dataclass(slots=True, frozen=True)
-class MountLine:
-    """A line of /proc/self/mountinfo (proc(5))."""
-
-    path: str
-    device: int
-    file_system: str
-    options: frozenset[str]
-
-
-def mount_at(path: str) -> MountLine | None:
-    """The topmost mount at a path."""
-    found = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[4].encode("latin-1", "replace").decode("unicode_escape") == path:
-            at = fields.index("-")
-            options = frozenset(fields[at + 3].split(",")) if len(fields) > at + 3 else frozenset()
-            found = MountLine(path, int(fields[2].partition(":")[2]), fields[at + 1], options)
-    return found
-
-
 def source_name(volume: object) -> str:
     """What df(1) shows as the file system, and mount(8) compares with fstab: the volume's path, if it is a plain one."""
     plain = isinstance(volume, str) and re.fullmatch(r"/[A-Za-z0-9._/@:+=-]{1,1000}", volume)
     return str(volume) if plain else "stratum"
-
-
-def tune(device: int) -> None:
-    """What a mount cannot negotiate; failing to is only slower."""
-    for path, number in (
-        (f"/sys/class/bdi/0:{device}/read_ahead_kb", READ_AHEAD_KIB),
-        (f"/sys/fs/fuse/connections/{device}/max_background", BACKGROUND_MAX),
-    ):
-        try:
-            Path(path).write_text(str(number))
-        except OSError as error:
-            log.debug("not_tuned", path=path, error=str(error))
 
 
 class MountHelper:
@@ -119,18 +84,21 @@ class MountHelper:
         path = document["path"]
         match document.get("action"):
             case "mount":
-                source = source_name(document.get("source"))
-                read_only = document.get("read_only") is True
-                return {"ok": True}, (self._mount(path, uid, gid, source, read_only=read_only),)
+                fresh = self._mount(path, uid, gid, document)
+                return {"ok": True, "mount_id": fresh.id}, (fresh.connection,)
             case "detach":
-                self._detach(path, uid)
+                named = _number(document, "mount_id"), _number(document, "device")
+                self._detach(path, uid, *named, covers=gid if document.get("cover") else None)
+                return {"ok": True}, ()
+            case "release":
+                self._release(path, uid)
                 return {"ok": True}, ()
             case "keep":
                 self._keep(path, uid, given)
                 return {"ok": True}, ()
             case "claim":
                 return {"ok": True}, self._claim(path, uid)
-        raise Refused("the actions are mount, detach, keep and claim")
+        raise Refused("the actions are mount, detach, release, keep and claim")
 
     def _check(self, path: str) -> None:
         if not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
@@ -155,29 +123,52 @@ class MountHelper:
             raise Refused(f"{path!r} must belong to root or to you, and not be writable by everybody")
         return at
 
-    def _mount(self, path: str, uid: int, gid: int, source: str, *, read_only: bool) -> int:
+    def _mount(self, path: str, uid: int, gid: int, document: dict[str, Any]) -> mounting.Fresh:
         self._check(path)
-        if mount_at(path) is not None:
+        stale, read_only = _number(document, "replaces"), document.get("read_only") is True
+        if self._is_mounted_for(path, uid) and not stale:
             raise Refused(f"something is mounted at {path!r} already")
-        place = self._open(path, uid)
         try:
-            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            fresh = mounting.make(source_name(document.get("source")), uid, gid, read_only=read_only)
             try:
-                flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
-                options = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},allow_other,default_permissions"
-                target = f"/proc/self/fd/{place}".encode()
-                if _libc.mount(source.encode(), target, FILE_SYSTEM.encode(), flags, options.encode()) != 0:
-                    raise Refused(f"mount of {path!r} failed: {os.strerror(ctypes.get_errno())}")
+                if stale:
+                    mounting.replace(fresh, path, _id_there(path, 0, stale))
+                else:
+                    self._put(fresh, path, uid)
             except BaseException:
-                os.close(device)
+                os.close(fresh.connection)
                 raise
-        finally:
-            os.close(place)
+            finally:
+                fresh.close()
+        except UnfinishedMount as error:
+            raise Refused(error.message) from None
+        except OSError as error:
+            raise Refused(f"mount of {path!r} failed: {error.strerror}") from None
         line = mount_at(path)
         if line is not None:
-            tune(line.device)
+            mounting.tune(line.minor)
         log.info("mounted", path=path, uid=uid, read_only=read_only)
-        return device
+        return fresh
+
+    def _put(self, fresh: mounting.Fresh, path: str, uid: int) -> None:
+        place = self._open(path, uid)
+        try:
+            _seal(place, path)
+            mounting.put(fresh, place)
+        finally:
+            os.close(place)
+
+    def _release(self, path: str, uid: int) -> None:
+        self._check(path)
+        if mount_at(path) is not None:
+            raise Refused(f"something is mounted at {path!r}; end it first")
+        place = self._open(path, uid)
+        try:
+            why = _seal(place, path, sealed=False)
+        finally:
+            os.close(place)
+        if why:
+            raise Refused(f"{path!r} cannot be released: {why}")
 
     def _is_mounted_for(self, path: str, uid: int) -> bool:
         """Raises `Refused` if something else is."""
@@ -185,15 +176,21 @@ class MountHelper:
         line = mount_at(path)
         if line is None:
             return False
-        if line.file_system != FILE_SYSTEM or (uid != 0 and f"user_id={uid}" not in line.options):
+        if not line.is_stratum or (uid != 0 and f"user_id={uid}" not in line.options):
             raise Refused(f"what is mounted at {path!r} is not yours")
         return True
 
-    def _detach(self, path: str, uid: int) -> None:
+    def _detach(self, path: str, uid: int, number: int = 0, device: int = 0, *, covers: int | None = None) -> None:
+        """`covers`: the group of a dead mount to leave in its place."""
         if self._is_mounted_for(path, uid):
-            if _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
-                raise Refused(f"detaching {path!r} failed: {os.strerror(ctypes.get_errno())}")
-            log.info("detached", path=path, uid=uid)
+            try:
+                number = _id_there(path, number, device)
+                done = mounting.detach(path, number) if covers is None else mounting.cover(path, number, uid, covers)
+            except OSError as error:
+                raise Refused(f"detaching {path!r} failed: {error.strerror}") from None
+            if not done:  # what is kept is another one's by now
+                return
+            log.info("detached", path=path, uid=uid, covered=covers is not None)
         self.kept.drop(path)
 
     def _keep(self, path: str, uid: int, given: Sequence[int]) -> None:
@@ -248,6 +245,33 @@ class MountHelper:
                     _send(connection, found, descriptors)
                 finally:
                     _close(descriptors)  # if they never arrived, the last close ends the mount
+
+
+def _number(document: dict[str, Any], key: str) -> int:
+    value = document.get(key, 0)
+    if not isinstance(value, int) or value < 0:
+        raise Refused(f"{key} is the id of a mount, or 0")
+    return value
+
+
+def _id_there(path: str, number: int, device: int) -> int:
+    """The id of what is mounted at a path, if it is what is meant; else 0."""
+    with mounting.top(path) as now:
+        if now is None or (number and now.id != number) or (not number and device not in {0, now.line.minor}):
+            return 0
+        return now.id
+
+
+def _seal(place: int, path: str, *, sealed: bool = True) -> str:
+    """Of a folder that is held by an O_PATH descriptor, which knows no ioctl(2). Why it cannot be done, which is logged, too."""
+    folder = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        why = mounting.seal(folder, sealed=sealed)
+    finally:
+        os.close(folder)
+    if why:
+        log.warning("folder_not_sealed", path=path, why=why)
+    return why
 
 
 def _close(descriptors: Sequence[int]) -> None:
@@ -369,18 +393,28 @@ def _asked(
     return found, numbers
 
 
-def ask_mount(helper: Path, mountpoint: Path, source: str, *, read_only: bool) -> int:
-    """A descriptor of a fresh mount. Raises `UnfinishedMount`."""
-    asked = {"action": "mount", "path": str(mountpoint), "source": source, "read_only": read_only}
-    _, descriptors = _asked(helper, asked)
+def ask_mount(helper: Path, mountpoint: Path, source: str, *, read_only: bool, replaces: int = 0) -> tuple[int, int]:
+    """(a descriptor of a fresh mount, its id). Raises `UnfinishedMount`."""
+    asked = {
+        "action": "mount", "path": str(mountpoint), "source": source, "read_only": read_only, "replaces": replaces
+    }  # fmt: skip
+    answer, descriptors = _asked(helper, asked)
     if len(descriptors) != 1:
         raise UnfinishedMount(f"the mount helper at {helper} sent no descriptor")
-    return descriptors[0]
+    return descriptors[0], int(answer.get("mount_id", 0))
 
 
-def ask_detach(helper: Path, mountpoint: Path | str) -> None:
+def ask_detach(
+    helper: Path, mountpoint: Path | str, mount_id: int = 0, device: int = 0, *, cover: bool = False
+) -> None:
     """Raises `UnfinishedMount`."""
-    _asked(helper, {"action": "detach", "path": str(mountpoint)})
+    asked = {"action": "detach", "path": str(mountpoint), "mount_id": mount_id, "device": device, "cover": cover}
+    _asked(helper, asked)
+
+
+def ask_release(helper: Path, mountpoint: Path) -> None:
+    """Raises `UnfinishedMount`."""
+    _asked(helper, {"action": "release", "path": str(mountpoint)})
 
 
 def ask_keep(helper: Path, mountpoint: Path, connection: int, lock: int, told: int) -> None:

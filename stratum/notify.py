@@ -1,5 +1,8 @@
 """What systemd asks of a service: readiness, a status text, and a watchdog that is fed (sd_notify(3), sd_watchdog_enabled(3)).
 
+`stratum serve` asks its parts the same, by a socket of its own: what a part says of itself is true of that part, and not of whatever
+else answers at its address.
+
 Without $NOTIFY_SOCKET every call does nothing. Datagrams are sent whole or not at all; a manager that does not listen is no
 reason to fail.
 """
@@ -7,9 +10,15 @@ reason to fail.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
+import struct
+from typing import TYPE_CHECKING
 
 from stratum.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = get_logger("notify")
 
@@ -57,7 +66,36 @@ class Watchdog:
             send(WATCHDOG=1)
 
 
-def without_notifications() -> dict[str, str]:
-    """The environment for a child, which is not the one to speak for the service."""
-    hidden = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+class Receiver:
+    """The manager's side, for the parts of a service, which are not the ones to speak for all of it."""
+
+    _CREDENTIALS = struct.Struct("3i")
+    _MESSAGE_BYTES_MAX = 8192
+
+    def __init__(self) -> None:
+        name = f"stratum-{os.getpid()}-{secrets.token_hex(8)}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket.bind("\0" + name)
+        hidden = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        self.environment = {key: value for key, value in os.environ.items() if key not in hidden}
+        self.environment["NOTIFY_SOCKET"] = "@" + name
+        """Of the parts."""
+
+    def heard(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """What was said since, with the number of the process that the kernel says it comes from."""
+        while True:
+            try:
+                raw, extra, _, _ = self._socket.recvmsg(
+                    self._MESSAGE_BYTES_MAX, socket.CMSG_SPACE(self._CREDENTIALS.size), socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return
+            for level, kind, data in extra:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    lines = raw.decode(errors="replace").splitlines()
+                    fields = {name: value for name, _, value in (line.partition("=") for line in lines)}
+                    yield self._CREDENTIALS.unpack(data)[0], fields
+
+    def close(self) -> None:
+        self._socket.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from stratum import mount_table
 from stratum.errors import InvalidArgument
+from stratum.mount_rows import mount_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -148,7 +149,7 @@ def configured(root: Path, config: Config) -> list[Place]:
 
 def recorded(reader: InodeReader) -> list[Place]:
     """What the store names: warm disks, remotes that are directories, and live mounts."""
-    from stratum import acknowledge, cold, warm_disks  # which import whoever checks a path
+    from stratum import cold, warm_disks  # which import whoever checks a path
 
     found = [Place(Role.WARM, Path(row.path)) for row in warm_disks.disks(reader).values() if row.state != "replaced"]
     found += [
@@ -156,7 +157,7 @@ def recorded(reader: InodeReader) -> list[Place]:
         for name, row in cold.rows(reader).items()
         if row.kind == "directory"
     ]
-    found += [Place(Role.MOUNT, Path(str(row["mountpoint"]))) for row in acknowledge.mount_rows(reader).values()]
+    found += [Place(Role.MOUNT, Path(str(row["mountpoint"]))) for row in mount_rows(reader).values()]
     return found
 
 

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -19,12 +21,19 @@ from stratum.config import CONFIG_NAME
 from stratum.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
 RESTART_PAUSE_S = 0.1
 RESTART_PAUSE_S_MAX = 10.0
 YOUNG_S = 10.0
+CANNOT_RUN = 3
+"""`stratum.cli.exit_codes.COULD_NOT_RUN`: what it needs is not there."""
+REFUSALS_MAX = 5
+"""How often one that was ready before may say so: what it needs may be on its way back."""
+TELL_AGAIN_S = 1.0
+KILLED_S_MAX = 10.0
+CLOCK_S_MAX = 300.0
+"""How far the wall clock may have leapt back since."""
 log = get_logger("processes")
 
 _PR_SET_PDEATHSIG = 1
@@ -83,8 +92,32 @@ def proportional_bytes(pids: list[int]) -> int:
     return total
 
 
+def _stat(pid: int) -> tuple[str, float]:
+    """(state, seconds since 1970 at which it began) of a process (proc_pid_stat(5)). Raises `OSError`."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    began_s = float(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return fields[0], time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + began_s
+
+
+def is_ending(pid: int, started_s: float) -> bool:
+    """Whether a process that had begun by `started_s` was killed and cannot end, because the kernel holds a thread of it.
+
+    Its age is compared so that nobody takes a later process of that number for it.
+    """
+    try:
+        state, began_s = _stat(pid)
+        threads = len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208  of the kernel's memory, names only
+    except OSError:
+        return False
+    return state in {"Z", "X"} and threads > 1 and began_s < started_s + CLOCK_S_MAX
+
+
+class CannotRun(Exception):
+    """A child says that it cannot run, and never could."""
+
+
 class KeptProcess:
-    """One place for a child: started again when it ends, later each time while it keeps ending young."""
+    """One place for a child: started again when it ends, later each time while it keeps ending before it was of use."""
 
     def __init__(
         self,
@@ -93,9 +126,21 @@ class KeptProcess:
         *,
         descriptors: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        cannot_end: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`words` are arguments of this Python; the child inherits `descriptors` and nothing else that is open."""
+        """`words` are arguments of this Python; the child inherits `descriptors` and nothing else that is open.
+
+        `cannot_end` is told the number of a process that was killed and is still there: a thread of it may wait in the kernel.
+        """
         self.role = role
+        self._cannot_end = cannot_end
+        self._told_s = 0.0
+        self._was_ready = False
+        """This process; `_ready_once`: or one before it."""
+        self._ready_once = False
+        self._refusals = 0
+        self.status = ""
+        """What it said last."""
         self._words = words
         self._descriptors = descriptors
         self._environment = environment
@@ -104,15 +149,24 @@ class KeptProcess:
         self._started_s = 0.0
         self.process: subprocess.Popen[bytes] | None = None
 
+    def is_ready(self) -> None:
+        """It said that it does its work."""
+        self._was_ready = self._ready_once = True
+
     def keep_alive(self) -> None:
-        """Start it if it is not there and its pause is over. Never blocks."""
+        """Start it if it is not there and its pause is over. Never blocks. Raises `CannotRun`."""
         now = time.monotonic()
+        self._end_what_holds_it(now)
         if self.process is not None and self.process.poll() is not None:
             metrics.RESTARTS.add()
             log.warning("process_ended", role=self.role, pid=self.process.pid, code=self.process.returncode)
-            young = now - self._started_s < YOUNG_S
+            code = self.process.returncode
+            young = not self._was_ready and now - self._started_s < YOUNG_S
+            self._refusals = self._refusals + 1 if code == CANNOT_RUN and not self._was_ready else 0
             self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_S_MAX) if young else RESTART_PAUSE_S
-            self.process, self._not_before_s = None, now + self._pause_s
+            if self._refusals >= (REFUSALS_MAX if self._ready_once else 1):
+                raise CannotRun(f"it ended with code {code}")
+            self.process, self._not_before_s, self._was_ready = None, now + self._pause_s, False
         if self.process is None and now >= self._not_before_s:
             self._started_s = now
             self.process = subprocess.Popen(
@@ -121,18 +175,41 @@ class KeptProcess:
             )  # fmt: skip
             log.info("process_started", role=self.role, pid=self.process.pid)
 
+    def _end_what_holds_it(self, now: float) -> None:
+        if self.process is None or self.process.poll() is not None or now - self._told_s < TELL_AGAIN_S:
+            return
+        with suppress(OSError):
+            if _stat(self.process.pid)[0] in {"Z", "X"} and self.process.poll() is None:
+                self._told_s = now
+                self._cannot_end(self.process.pid)
+
+    def kill(self) -> None:
+        """At once, whatever it waits for, as far as anybody can."""
+        if self.process is None:
+            return
+        self.process.kill()
+        deadline = time.monotonic() + KILLED_S_MAX
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self._end_what_holds_it(time.monotonic())
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+        if self.process.poll() is None:
+            log.error("process_cannot_end", role=self.role, pid=self.process.pid)
+
 
 def end_all(kept: Sequence[KeptProcess], grace_s: float) -> None:
     """Ask all of them to end, the last one first; kill what is left after `grace_s`."""
-    processes = [(place.role, place.process) for place in reversed(kept) if place.process is not None]
-    for _, process in processes:
-        if process.poll() is None:
-            process.terminate()
+    places = [place for place in reversed(kept) if place.process is not None]
+    for place in places:
+        if place.process is not None and place.process.poll() is None:
+            place.process.terminate()
     deadline = time.monotonic() + grace_s
-    for role, process in processes:
+    for place in places:
+        process = place.process
+        if process is None:
+            continue
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.error("process_killed", role=role, pid=process.pid)
-            process.kill()
-            process.wait()
+            log.error("process_killed", role=place.role, pid=process.pid)
+            place.kill()

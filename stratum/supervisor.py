@@ -1,111 +1,144 @@
 """`stratum serve`: starts the parts, restarts what dies, ends them in order.
 
 Invariants
-* A part that dies is started again, with a pause that grows while it keeps dying.
+* One of them serves a volume: it holds the flock of `meta/serving.lock`.
+* Ready is when every part has said so itself.
+* A part that dies is started again, with a pause that grows while it keeps dying. One that says it cannot run (exit code 3) before it was ever
+  ready ends all: what it needs is not there, and does not come by trying again.
 * At the end the mount goes first (its last writes need nobody), then the S3 workers; whatever is left after the grace period
-  is killed. No stale mount remains.
+  is killed. No stale mount of ours remains, and no mount of anybody else's is touched.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-import subprocess
 import threading
 import time
-from pathlib import Path
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import counting, notify
+from stratum import counting, fencing, notify
 from stratum.config import load
+from stratum.errors import Busy, StratumError
 from stratum.housekeeping import Housekeeper
 from stratum.log import get_logger
-from stratum.processes import KeptProcess, end_all
-from stratum.status import endpoint_answers, mount_answers, port_answers
+from stratum.processes import CannotRun, KeptProcess, end_all
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from stratum.config import Config
 
 log = get_logger("supervisor")
 GRACE_S = 25.0
 START_S_MAX = 60.0
+LOOK_S = 0.1
+NOT_WAITED_FOR = "tierd"
+"""Who uses the volume does not miss it."""
 
 
-def serve(root: Path, announce: Callable[[dict[str, Any]], None]) -> int:
-    """Run until SIGTERM or SIGINT; `announce` is called once, when every face answers. The exit code."""
+def serve(root: Path, announce: Callable[[dict[str, Any]], None], *, words: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; `announce` is called once, when every face answers. The exit code.
+
+    `words` go to the mount. Raises `Busy` if the volume is served already, `StratumError` if a part cannot run.
+    """
     config = load(root)
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    roles = ["s3", "tierd", "admin", *(["mount"] if config.mount_path else [])]
-    parts = [
-        KeptProcess(
-            role,
-            ["-m", "stratum.cli.main", role, str(root), "--supervised"],
-            environment=notify.without_notifications(),
-        )
-        for role in roles
-    ]
-    with Volume(root, "supervisor") as volume:
+    with _alone(root), Volume(root, "supervisor") as volume:
         counting.attach(volume.meta / counting.FOLDER, "supervisor")
         housekeeper = Housekeeper(volume)
-        watchdog = notify.Watchdog(time.monotonic())
-        code = 0
+        parts = _Parts(volume, config, words or [])
         try:
-            for part in parts:
-                part.keep_alive()
-            watcher = threading.Thread(target=_wait_ready, args=(config, root, parts, announce, ending), daemon=True)
-            watcher.start()
-            while not ending.wait(0.1):
-                counting.beat()
-                for part in parts:
-                    part.keep_alive()
-                watchdog.feed(time.monotonic(), healthy=volume.failed is None)
-                if volume.failed is not None:
-                    log.error("ending", error=str(volume.failed))
-                    code = 70
-                    break
+            return parts.run(ending, announce)
         finally:
-            ending.set()
             notify.send(STOPPING=1)
-            end_all(parts, GRACE_S)
-            if config.mount_path:
-                _detach(root / config.mount_path)
+            parts.end()
             housekeeper.stop()
-    return code
 
 
-def _detach(mountpoint: Path) -> None:
-    """Leave no stale mount, whatever became of its daemon."""
-    if str(mountpoint) in Path("/proc/self/mounts").read_text():
-        subprocess.run(["umount", "--lazy", "--", str(mountpoint)], check=False, capture_output=True)
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    descriptor = os.open(root / "meta" / "serving.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "that does not say its number yet"
+            raise Busy(
+                f"{root} is served already, by process {pid}; use that one, or end it first: kill {pid}"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _wait_ready(
-    config: Config,
-    root: Path,
-    parts: list[KeptProcess],
-    announce: Callable[[dict[str, Any]], None],
-    ending: threading.Event,
-) -> None:
-    deadline = time.monotonic() + START_S_MAX
-    waiting = {part.role for part in parts} - {"tierd"}
-    admin = config.admin_listen
-    while waiting and not ending.is_set():
-        if "s3" in waiting and endpoint_answers(config):
-            waiting.discard("s3")
-        if "admin" in waiting and port_answers(admin):
-            waiting.discard("admin")
-        if "mount" in waiting and mount_answers(root / config.mount_path):
-            waiting.discard("mount")
-        if time.monotonic() > deadline:
-            log.error("not_ready", parts=",".join(sorted(waiting)), seconds=START_S_MAX)
-            deadline = float("inf")
-        ending.wait(0.05)
-    if not ending.is_set():
+class _Parts:
+    """The processes of a served volume, and what they say."""
+
+    def __init__(self, volume: Volume, config: Config, words: list[str]) -> None:
+        self._volume = volume
+        self._config = config
+        self._receiver = notify.Receiver()
+        roles = ["s3", "tierd", "admin", *(["mount"] if config.mount_path else [])]
+        self._parts = [
+            KeptProcess(
+                role,
+                ["-m", "stratum.cli.main", role, str(volume.root), "--supervised", *(words if role == "mount" else [])],
+                environment=self._receiver.environment,
+                cannot_end=partial(fencing.abort_of_process, volume),
+            )
+            for role in roles
+        ]
+        self._waiting = set(roles) - {NOT_WAITED_FOR}
+
+    def run(self, ending: threading.Event, announce: Callable[[dict[str, Any]], None]) -> int:
+        """Until it is ending; the exit code. Raises `StratumError` if a part cannot run."""
+        watchdog = notify.Watchdog(time.monotonic())
+        deadline = time.monotonic() + START_S_MAX
+        announced = False
+        while not ending.is_set():
+            counting.beat()
+            self._listen()
+            for part in self._parts:
+                try:
+                    part.keep_alive()
+                except CannotRun as error:
+                    self._listen()  # its last words
+                    raise StratumError(f"{part.role} cannot run: {part.status or error}") from None
+            if not self._waiting and not announced:
+                announced = True
+                self._announce(announce)
+            elif not announced and time.monotonic() > deadline:
+                log.error("not_ready", parts=",".join(sorted(self._waiting)), seconds=START_S_MAX)
+                deadline = float("inf")
+            watchdog.feed(time.monotonic(), healthy=self._volume.failed is None)
+            if self._volume.failed is not None:
+                log.error("ending", error=str(self._volume.failed))
+                return 70
+            ending.wait(LOOK_S)
+        return 0
+
+    def _listen(self) -> None:
+        for pid, said in self._receiver.heard():
+            for part in self._parts:
+                if part.process is None or part.process.pid != pid:
+                    continue
+                part.status = said.get("STATUS", part.status)
+                if said.get("READY") == "1":
+                    part.is_ready()
+                    self._waiting.discard(part.role)
+
+    def _announce(self, announce: Callable[[dict[str, Any]], None]) -> None:
+        config, root = self._config, self._volume.root
         notify.send(READY=1, STATUS=f"serving {config.endpoint}")
         announce(
             {
@@ -116,3 +149,13 @@ def _wait_ready(
                 "pid": os.getpid(),
             }
         )
+
+    def end(self) -> None:
+        end_all(self._parts, GRACE_S)
+        self._receiver.close()
+        if self._config.mount_path:
+            mountpoint = self._volume.root / self._config.mount_path
+            try:
+                fencing.remove_dead(self._volume, mountpoint)
+            except (StratumError, OSError) as error:
+                log.error("mount_not_detached", mountpoint=str(mountpoint), error=str(error))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stratum.volume import Volume
-from tests.support import make_volume, need_fuse, serving, stop_forgotten
+from tests.support import make_volume, need_fuse, serving, stop_forgotten, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 def _nothing_left_running() -> Iterator[None]:
     yield
     stop_forgotten()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    factory: pytest.TempPathFactory | None = getattr(session.config, "_tmp_path_factory", None)
+    if factory is not None:
+        unseal(factory.getbasetemp())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
-from stratum import buckets, filling, objects, volume
+from stratum import buckets, filling, mount_table, mounting, objects, volume
 from stratum.content import INLINE_BYTES_MAX, NewContent
 from stratum.identity import Identities
 from stratum.preconditions import NO_CONDITIONS, Conditions
@@ -253,6 +254,29 @@ class Server:
     def errors(self) -> list[str]:
         """Log lines nobody should see."""
         return [line for line in self.log.read_text().splitlines() if " ERROR " in line or "Traceback" in line]
+
+
+def unseal(folder: Path) -> None:
+    """Let the folders in which something was mounted be removed again."""
+    mounted = {mount.path for mount in mount_table.mounts()}
+    for path, names, _ in os.walk(folder):
+        names[:] = [name for name in names if f"{path}/{name}" not in mounted]
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                mounting.seal(descriptor, sealed=False)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """As `tempfile.TemporaryDirectory`, for whoever mounts in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield folder
+        finally:
+            unseal(Path(folder))
 
 
 def is_alive(pid: int) -> bool:

@@ -165,7 +165,7 @@ def s3(options: Namespace) -> int:
 def mount(options: Namespace) -> int:
     from stratum.fuse import takeover
 
-    if options.background and not options.renew and not takeover.is_due():
+    if options.background and not options.renew and not options.release and not takeover.is_due():
         return background.run(lambda ready: _mount(options, ready), "stratum-mount")
     return _mount(options, lambda: None)
 
@@ -188,6 +188,10 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
         with Volume(options.volume, "renew") as opened:
             takeover.renew(opened, directory.absolute())
         return 0
+
+    if options.release:
+        daemon.release(helper_of(options.volume, config), directory.absolute())
+        return show(options, {"released": str(directory)}, f"{directory} can be written to again")
 
     def ready() -> None:
         notify.send(READY=1, STATUS=f"mounted at {directory}")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import __version__, filling
+from stratum import __version__, filling, notify
 from stratum.cli import audit_commands as auditing
 from stratum.cli import backup_commands as saving
 from stratum.cli import check_commands, commands, disk_commands, tier_commands
@@ -348,6 +348,11 @@ def build_parser() -> argparse.ArgumentParser:
                 help="have the running mount at DIR go on in the program that is installed now; files stay open",
             )
             made.add_argument(
+                "--release",
+                action="store_true",
+                help="let the folder DIR be written to again, where nothing is mounted",
+            )
+            made.add_argument(
                 "--shared-without-locks",
                 action="store_true",
                 help="allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",
@@ -504,6 +509,7 @@ def _report(options: argparse.Namespace, kind: str, message: str, code: int) -> 
     if getattr(options, "json", False):
         print(json.dumps({"error": kind, "message": message, "code": code}))
     print(f"stratum: {message}", file=sys.stderr)
+    notify.send(STATUS=message)  # for `systemctl status`, and for `serve`, whose part this may be
     return code
 
 

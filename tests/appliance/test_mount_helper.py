@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stratum.cli import mount_helper
-from tests.support import make_volume, need_fuse
+from tests.support import make_volume, need_fuse, unseal
 
 NOBODY = 65534
 
@@ -102,4 +102,5 @@ def test_root_leaves_nothing_behind_that_locks_the_owner_out() -> None:
         owners = {path: path.stat().st_uid for path in (root / "volume").rglob("*")}
         assert set(owners.values()) == {NOBODY}, owners
     finally:
+        unseal(root)
         shutil.rmtree(root)

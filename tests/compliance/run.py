@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import venv
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -23,7 +22,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.compliance import s3tests_cases, s3tests_package  # noqa: E402  the checkout is the package
-from tests.support import Server, stratum  # noqa: E402
+from tests.support import Server, stratum, temporary_folder  # noqa: E402
 
 
 def s3tests_configuration(server: Server, path: Path) -> None:
@@ -64,7 +63,7 @@ def suite_python(checkout: Path) -> Path:
 
 def run_s3tests(checkout: Path, *, secure: bool) -> dict[str, str]:
     """Case name to passed, failed or skipped."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         settings = None
         if secure:
             certificate, key = Path(folder) / "cert.pem", Path(folder) / "key.pem"
@@ -119,7 +118,7 @@ def junit_results(path: Path) -> dict[str, str]:
 
 def run_pjdfstest(checkout: Path) -> dict[str, str]:
     """Test file and assertion number to passed or failed."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         server = Server(Path(folder), mount=True).start()
         assert server.mount is not None
         try:
@@ -153,7 +152,7 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 
 def run_pjdfstest_crate(program: Path) -> dict[str, str]:
     """Case name to passed, failed or skipped, of the suite's Rust edition (`cargo install pjdfstest`)."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         Path(folder).chmod(0o755)  # the suite's other users walk through it
         settings = Path(folder) / "pjdfstest.toml"
         settings.write_text(_PJDFSTEST_SETTINGS)

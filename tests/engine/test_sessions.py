@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stratum import acknowledge
-from stratum.acknowledge import fence, mount_rows
+from stratum import fencing
+from stratum.fencing import fence
+from stratum.mount_rows import mount_rows
 from stratum.schema import key_u64, pack_json
 from stratum.volume import Volume
 from tests.support import make_volume
@@ -71,12 +72,13 @@ def test_a_mount_is_detached_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     detached: list[str] = []
     inside, go_on = threading.Event(), threading.Event()
 
-    def detach(_: Volume, mountpoint: str) -> None:
-        detached.append(mountpoint)
+    def take_away(_: Volume, row: dict[str, Any], *, cover: bool) -> None:
+        assert cover, "nothing may land in the folder beneath"
+        detached.append(row["mountpoint"])
         inside.set()
         assert go_on.wait(20)
 
-    monkeypatch.setattr(acknowledge, "detach", detach)
+    monkeypatch.setattr(fencing, "take_away", take_away)
     with Volume(root, "test") as opened, ThreadPoolExecutor(2) as pool:
         opened.mutate(lambda tx: tx.put(key_u64(b"T", dead), pack_json(ROW)))
         first = pool.submit(fence, opened, dead, ROW)
@@ -99,11 +101,11 @@ def test_who_stands_still_while_it_fences_holds_nobody_up_for_ever(
     make_volume(root)
     dead = dead_session(root)
     detached: list[str] = []
-    monkeypatch.setattr(acknowledge, "detach", lambda _, mountpoint: detached.append(mountpoint))
-    monkeypatch.setattr(acknowledge, "FENCING_S_MAX", 0.05)
+    monkeypatch.setattr(fencing, "take_away", lambda _, row, cover: detached.append(row["mountpoint"]))
+    monkeypatch.setattr(fencing, "FENCING_S_MAX", 0.05)
     with Volume(root, "test") as opened:
         opened.mutate(lambda tx: tx.put(key_u64(b"T", dead), pack_json(ROW)))
-        with acknowledge._alone(opened):  # somebody who does not end
+        with fencing._alone(opened):  # somebody who does not end
             fence(opened, dead, ROW)
         assert detached == ["/nowhere"]
         (opened.meta / "fencing.lock").unlink()
