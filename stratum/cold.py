@@ -133,6 +133,14 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+class PackCut(RemoteDamaged):
+    """The object of a pack has fewer bytes than were sent."""
+
+    def __init__(self, row: PackRow, size: int) -> None:
+        super().__init__(f"{row.key} has {size} bytes, and {row.length} and more were sent")
+        self.size = size
+
+
 @dataclass(slots=True)
 class Remote:
     """An open remote. `plain` holds the marker, `sealed` (the same without encryption) everything else."""
@@ -430,7 +438,11 @@ class ColdStore:
             ) from error
         except RemoteNotFound as error:
             raise DataDamaged(
-                f"pack {number:016x} (its object is gone)", f"remote {row.remote!r}, {row.key}"
+                f"pack {number:016x} (its object is gone)", f"remote {row.remote!r}, {row.key}", pack=number
+            ) from error
+        except PackCut as error:
+            raise DataDamaged(
+                f"pack {number:016x} ({error.message})", f"remote {row.remote!r}", pack=number, good_bytes=error.size
             ) from error
         except RemoteDamaged as error:
             raise DataDamaged(f"pack {number:016x} ({error.message})", f"remote {row.remote!r}") from error
@@ -449,7 +461,7 @@ class ColdStore:
         _, remote = self.remote(row.remote)
         body = remote.sealed.get(row.key, first, last)
         if body.info.size < last:
-            raise RemoteDamaged(f"{row.key} has {body.info.size} bytes, and {row.length} and more were sent")
+            raise PackCut(row, body.info.size)
         for piece in body.pieces:
             self.recalled_bytes += len(piece)
             yield piece

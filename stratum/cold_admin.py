@@ -9,15 +9,17 @@ import uuid
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import cold, packs
+from stratum import cold, copies, damage, packs
 from stratum.cold_backends.contract import PART_BYTES, RemoteError, RemoteNotFound, RemoteRefused
-from stratum.errors import Busy, Exists, ForeignRemote, InvalidArgument, TierUnavailable
+from stratum.damage import Thing
+from stratum.errors import Busy, DataDamaged, Exists, ForeignRemote, InvalidArgument, TierUnavailable
 from stratum.tier_rows import VALID, ColdRow, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stratum.cold_backends.contract import Backend
+    from stratum.tier_rows import PackRow
     from stratum.transaction import InodeReader, MetadataTransaction
     from stratum.volume import Volume
 
@@ -159,38 +161,75 @@ def check(
         _, remote = volume.cold.remote(name)
         with volume.snapshot() as reader:
             rows = [
-                row
-                for _, row in packs.scan(reader)
+                (number, row)
+                for number, row in packs.scan(reader)
                 if row.tier == Tier.COLD and row.remote == name and row.state == VALID
             ]
-        total, done = sum(row.length for row in rows), 0
-        for row in rows:
+        total, done = sum(row.length for _, row in rows), 0
+        for number, row in rows:
             if seen is not None:
                 seen(done, total)
             done += row.length
             document["packs"] += 1
-            try:
-                if remote.sealed.head(row.key).size < row.length:
-                    document["damaged"].append(row.key)
-                elif read:
-                    _read_all(remote.sealed, row.key, row.length, row.digest, document)
-            except RemoteNotFound:
-                document["missing"].append(row.key)
+            _check_pack(volume, remote.sealed, number, row, document, read=read)
     except (RemoteError, ForeignRemote, InvalidArgument, TierUnavailable) as error:
         document["error"] = error.message
     return document
 
 
-def _read_all(backend: Backend, key: str, length: int, wanted: str, document: dict[str, Any]) -> None:
+def _check_pack(
+    volume: Volume, backend: Backend, number: int, row: PackRow, document: dict[str, Any], *, read: bool
+) -> None:
+    """Raises `RemoteError` if it cannot be known."""
+    try:
+        size = backend.head(row.key).size
+    except RemoteNotFound:
+        document["missing"].append(row.key)
+        _tell(volume, number, row, f"its object in remote {row.remote!r} is gone", 0)
+        return
+    if size < row.length:
+        document["damaged"].append(row.key)
+        _tell(
+            volume, number, row, f"its object in remote {row.remote!r} has {size} bytes of {row.length} and more", size
+        )
+    elif read and not _is_as_sent(backend, row):
+        document["damaged"].append(row.key)
+        volume.cold.cache.drop(number)
+        _read_extents(volume, number)
+
+
+def _is_as_sent(backend: Backend, row: PackRow) -> bool:
     digest = hashlib.sha256()
     try:
-        for piece in backend.get(key, 0, length).pieces:
+        for piece in backend.get(row.key, 0, row.length).pieces:
             digest.update(piece)
     except RemoteRefused:
-        document["damaged"].append(key)
-        return
-    if digest.hexdigest() != wanted:
-        document["damaged"].append(key)
+        return False
+    return digest.hexdigest() == row.digest
+
+
+def _tell(volume: Volume, number: int, row: PackRow, what: str, good_bytes: int) -> None:
+    """Remember what is lost with a pack, unless something else has it; that is sent again by the scrub."""
+    with volume.snapshot() as reader:
+        lost = next(damage.lost_extents(reader, number, good_bytes), None)
+    if lost is not None:
+        volume.damages.found(
+            Thing.PACK, number, f"pack {number:016x} ({row.key}): {what}", by="check", first=good_bytes
+        )
+
+
+def _read_extents(volume: Volume, number: int) -> None:
+    """Some of a pack's bytes are wrong: reading them one by one tells whose they are."""
+    with volume.snapshot() as reader:
+        lost = list(damage.lost_extents(reader, number))
+        rows = {extent: (*reader.extent(extent), copies.locate(reader, extent)) for extent in lost}
+    for extent, (row, checksums, located) in rows.items():
+        try:
+            copies.read_whole(volume, extent, row, checksums, located)
+        except DataDamaged as error:
+            volume.damages.found(Thing.EXTENT, extent, error.message, by="check")
+        except TierUnavailable:
+            continue
 
 
 def sweep(volume: Volume, name: str, *, age_s_min: float, apply: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from stratum import copies, evidence, frozen, stored_extents
 from stratum.blocks import checksum, verified
+from stratum.damage import Thing
 from stratum.deadlines import Deadline
 from stratum.errors import DataDamaged, NotFound, TierUnavailable
 from stratum.read_ahead import ReadAhead
@@ -184,7 +185,7 @@ def read_extent(
         with volume.snapshot() as reader:
             row, checksums = reader.extent(number)
             if row.segment == STORED_SEGMENT:
-                return stored_extents.get(reader, number)[start:stop]
+                return _stored(volume, reader, number)[start:stop]
             hot = row.segment != ELSEWHERE_SEGMENT
             again = row.generation == generation
             located = copies.locate(reader, number) if again or not hot else []
@@ -203,12 +204,21 @@ def read_extent(
             late = isinstance(error, TierUnavailable) and deadline is not None and deadline.passed
             if again or late:
                 if isinstance(error, DataDamaged):
-                    volume.damage_seen(number)
+                    volume.damages.read(number, start, stop, error, other_places=hot or len(located) > 1)
                 raise
         else:
             if hot:
-                volume.damage_seen(number)
+                what = f"the hot bytes of extent {number:016x} are damaged or gone, and a copy is good"
+                volume.damages.found(Thing.EXTENT, number, what, by="read", heals=True)
             return data
+
+
+def _stored(volume: Volume, reader: InodeReader, number: int) -> bytes:
+    try:
+        return stored_extents.get(reader, number)
+    except DataDamaged as error:
+        volume.damages.found(Thing.EXTENT, number, error.message, by="read")
+        raise
 
 
 class PlannedRead:

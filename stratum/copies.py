@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratum import packs, warm
+from stratum import metrics, packs, warm
 from stratum.blocks import BLOCK_BYTES, blocks_match
 from stratum.deadlines import Deadline
 from stratum.descriptors import WouldRecall, WouldWait
@@ -161,6 +161,7 @@ def _read_warm(volume: Volume, wanted: _Wanted, place: CopyRow, pack: PackRow, *
 
 def report_damage(volume: Volume, pack: int, why: str) -> None:
     """Queue a pack for repair; a read does not wait for that."""
+    metrics.DAMAGE.add("read", "healing")
     if volume.noted.first_time(pack):
         log.warning("read_repaired", pack=f"{pack:016x}", why=why)
 

@@ -188,12 +188,15 @@ class TooManyLinks(StratumError):
 class DataDamaged(StratumError):
     """Stored bytes do not match their checksum and there is no other copy. Nothing wrong was returned."""
 
-    def __init__(self, what: str, where: str) -> None:
+    def __init__(self, what: str, where: str, *, pack: int = 0, good_bytes: int = 0) -> None:
+        """`pack`: all of that one is lost behind its first `good_bytes`; 0: it is about these bytes alone."""
         super().__init__(
-            f"{what} in {where} does not match its checksum and has no other copy; run `stratum fsck` to list the objects it belongs to",
+            f"{what} in {where} does not match its checksum and has no other copy; `stratum health damaged` lists the objects it belongs to",
             what=what,
             where=where,
         )
+        self.pack = pack
+        self.good_bytes = good_bytes
 
 
 class StorageFailed(StratumError):

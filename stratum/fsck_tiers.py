@@ -9,6 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from stratum import evidence, packs
+from stratum.damage import Thing
 from stratum.schema import ELSEWHERE_SEGMENT, ExtentRow, key_u64, key_u64_u64, prefix_range, split_u64_u64, unpack_u64
 from stratum.tier_rows import CONDEMNED, VALID, AccessRow, CopyRow, Tier
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     Repair = Callable[[MetadataTransaction], None]
     Found = Callable[[str, str, str, "Repair | None"], None]
+
+DAMAGE = {"lost-extent": Thing.EXTENT, "lost-pack": Thing.PACK, "damaged-content": Thing.CONTENT}
+"""Kinds of findings that no repair mends, and what their thing's number is of."""
 
 
 def _deleting(*keys: bytes) -> Repair:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import counting, metrics, packs, quotas, warm_disks
+from stratum import counting, damaged_objects, metrics, packs, quotas, warm_disks
 from stratum.errors import InvalidArgument
 from stratum.schema import pack_json, unpack_json
 
@@ -40,6 +40,7 @@ INODES_FREE_PERCENT_MIN = 5.0
 METADATA_WARNING_SHARE = 0.75
 QUOTA_WARNING_SHARE = 0.9
 STARTING_S = 15.0
+DAMAGED_SHOWN_MAX = 10
 SERVED = ("supervisor", "s3-master", "s3", "mount", "tierd")
 
 
@@ -83,6 +84,7 @@ CODES = {
         Code("STR-WARM-DEGRADED", _W, "packs of the warm tier wait to be repaired", "stratum disk list VOLUME"),
         Code("STR-WARM-UNREPAIRABLE", _E, "packs of the warm tier cannot be repaired", "stratum disk list VOLUME"),
         Code("STR-COLD-FAILING", _W, "a remote of the cold tier fails and is left alone for a while", "stratum cold check VOLUME"),
+        Code("STR-DATA-DAMAGED", _E, "stored bytes are damaged and no copy of them is good", "stratum health damaged VOLUME"),
         Code("STR-SCRUB-UNHEALED", _E, "the scrub found damage that it could not heal", "stratum scrub status VOLUME"),
         Code("STR-SCRUB-OVERDUE", _W, "no pass of the scrub has ended within its period", "stratum scrub start VOLUME"),
         Code("STR-BACKUP-OLD", _W, "the metadata was not backed up for longer than a day", "stratum meta backup VOLUME /var/lib/stratum/backups"),
@@ -143,7 +145,9 @@ def probe(function: Callable[[], T], seconds: float = PROBE_S_MAX) -> T:
 
 def examine(volume: Volume) -> list[Finding]:
     """Everything that is wrong now, the worst first, with what is known of since when and until when it is muted."""
-    found = [*_disks(volume), *_processes(volume), *_tiers(volume), *_certificates(volume), *_limits(volume)]
+    found = [
+        *_disks(volume), *_processes(volume), *_tiers(volume), *_damage(volume), *_certificates(volume), *_limits(volume),
+    ]  # fmt: skip
     return sorted(with_notes(volume, found), key=lambda item: (-item.severity, item.code, item.thing))
 
 
@@ -302,6 +306,20 @@ def _tiers(volume: Volume) -> Iterator[Finding]:
         yield Finding("STR-SCRUB-OVERDUE", "scrub", f"the last pass ended {_ago(ended_s)}")
     if backup and time.time() - float(backup["at_s"]) > BACKUP_AGE_S_MAX:
         yield Finding("STR-BACKUP-OLD", "metadata", f"the last backup was made {_ago(float(backup['at_s']))}")
+
+
+def _damage(volume: Volume) -> Iterator[Finding]:
+    """A few objects by their names, the others by number: a disk that dies must not be a thousand alerts."""
+    with volume.snapshot() as reader:
+        found, more = damaged_objects.unhealed(reader, DAMAGED_SHOWN_MAX)
+    named: dict[str, str] = {}
+    for item in found:
+        for path in item.paths:
+            named.setdefault(path, item.row.what)
+    for path, what in list(named.items())[:DAMAGED_SHOWN_MAX]:
+        yield Finding("STR-DATA-DAMAGED", path, what)
+    if more or len(named) > DAMAGED_SHOWN_MAX:
+        yield Finding("STR-DATA-DAMAGED", "(others)", "more objects are damaged; `stratum health damaged` lists them")
 
 
 def _warm(volume: Volume, disks: dict[int, Any], waiting: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -73,6 +73,11 @@ FENCES = Counter("stratum_mounts_fenced_total", "mounts that did not answer and 
 
 MOVES = Counter("stratum_moves_total", "files moved between tiers", {"to": TIERS, "result": ("moved", "failed")})
 MOVED = Counter("stratum_moved_bytes_total", "bytes copied to a tier", {"to": TIERS})
+FOUND_BY = ("read", "check", "move", "scrub", "fsck")
+DAMAGE = Counter(
+    "stratum_damage_found_total", "times that stored bytes were found to be damaged; healing: another copy was good",
+    {"by": FOUND_BY, "result": ("healing", "unhealed")},
+)  # fmt: skip
 HEALED = Counter("stratum_heals_total", "attempts to repair a pack or extent", {"result": ("healed", "failed")})
 COLD_REQUESTS = Counter(
     "stratum_cold_requests_total", "requests to remotes",
@@ -93,7 +98,7 @@ AUDIT_FAILING = Gauge("stratum_audit_failing", "processes that cannot write the 
 
 COUNTED: tuple[Metric, ...] = (
     S3_REQUESTS, S3_SECONDS, S3_IN_FLIGHT, S3_RECEIVED, S3_SENT, S3_LIMITED, S3_CONNECTIONS, FUSE_REQUESTS, FUSE_SECONDS, FUSE_READ, FUSE_WRITTEN, MUTATIONS,
-    COMMIT_SECONDS, SYNC_SECONDS, INVALIDATION_SECONDS, FENCES, MOVES, MOVED, HEALED, COLD_REQUESTS, COLD_SECONDS, COLD_SENT, COLD_RECEIVED,
+    COMMIT_SECONDS, SYNC_SECONDS, INVALIDATION_SECONDS, FENCES, MOVES, MOVED, DAMAGE, HEALED, COLD_REQUESTS, COLD_SECONDS, COLD_SENT, COLD_RECEIVED,
     COLD_BREAKERS, ALERTS, RESTARTS, AUDIT_RECORDS, AUDIT_DROPPED, AUDIT_FAILING,
 )  # fmt: skip
 
@@ -119,6 +124,7 @@ GATHERED = {
     "stratum_pressure_level": "0 ok, 1 low, 2 high, 3 emergency",
     "stratum_scrub_running": "1 while a pass is under way",
     "stratum_scrub_checked_bytes": "of the pass under way, or of the last one",
+    "stratum_damaged": "extents and packs that are damaged and have no good copy",
     "stratum_scrub_damaged": "damage the pass found",
     "stratum_scrub_unhealed": "of it, what could not be healed",
     "stratum_scrub_finished_timestamp_seconds": "when the last pass ended",

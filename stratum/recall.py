@@ -260,8 +260,6 @@ class RecallCache:
                         and (most <= span[1] or time.monotonic() >= patient_s)
                     ):
                         return _bytes(fd, span, start, most)
-                    if mine is not None and mine.error is not None:
-                        raise mine.error
                     try:
                         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         break
@@ -274,7 +272,12 @@ class RecallCache:
                 if span is not None and span[0] <= start and stop <= span[1]:
                     return _bytes(fd, span, start, most)  # it came before the lock, or nobody fetches the rest
                 if mine is not None and mine.error is not None:
-                    raise mine.error
+                    if fetches > 1 or span is None or not span[0] < start:
+                        raise mine.error
+                    # It may have failed at what lies before in the cell; these bytes need not be damaged.
+                    self._path(pack, cell).unlink(missing_ok=True)
+                    begin, mine = start, None
+                    continue
                 if fetches == FETCHES_MAX or deadline.passed:
                     raise TierUnavailable(LATE)  # at FETCHES_MAX: others give up what we fetch, again and again
                 if os.fstat(fd).st_nlink == 0:

@@ -59,6 +59,7 @@ Tables of the tiers. A *pack* is an immutable container of whole extents, the un
     t inode                      -> JSON RestoreRow: a temporary copy asked for by RestoreObject
     u bucket inode               -> JSON {bytes, objects}: the bucket's quota
     v user id                    -> JSON {bytes, objects}: the quota over all buckets of a user
+    z kind, number               -> JSON DamageRow: damage that was found and is not healed (damage.py); kind is x extent, p pack or n inode
 
 Dentries. The entry of a file is its name, the entry of a directory its name and "/". So the rows under one
 directory stand in the order of S3 keys, and `a` and `a/` stand beside each other. S3 keys are split after every

@@ -21,7 +21,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from stratum import __version__, buckets, cold, health, status
+from stratum import __version__, buckets, cold, damaged_objects, health, packs, status
 from stratum.admin.gather import Gatherer
 from stratum.errors import InvalidArgument
 from stratum.identity import Identities
@@ -75,6 +75,9 @@ def _names(volume: Volume) -> dict[str, list[str]]:
     with volume.snapshot() as reader:
         names = [name for name, _ in buckets.scan(reader)]
         remotes = cold.rows(reader)
+        noted = packs.setting(reader, "health")
+        damaged = [path for item in damaged_objects.unhealed(reader)[0] for path in item.paths]
+    damaged += [key.partition(" ")[2] for key in noted if key.startswith("STR-DATA-DAMAGED ")]
     return {
         "bucket": names,
         "user": [name for user in users for name in (user.name, user.display_name, user.email, user.user_id)],
@@ -83,6 +86,7 @@ def _names(volume: Volume) -> dict[str, list[str]]:
         "remote-prefix": [row.prefix.strip("/") for row in remotes.values()],
         "remote-endpoint": [row.endpoint for row in remotes.values()],
         "host": [platform.node()],
+        "damaged-object": damaged,
     }
 
 

@@ -21,6 +21,7 @@ from stratum.acknowledge import Acknowledger
 from stratum.cold import ColdStore
 from stratum.committer import Committer, Mutation
 from stratum.copies import Noted
+from stratum.damage import Damages
 from stratum.errors import StorageFailed, StratumError, VolumeInvalid
 from stratum.evidence import Recorder
 from stratum.kv.lmdb_access import LmdbCopy, lineage_of
@@ -205,6 +206,7 @@ class Volume:
         self.warm = WarmStore(self)
         self.cold = ColdStore(self)
         self.noted = Noted()
+        self.damages = Damages(self)
         self.before_close: list[Callable[[], None]] = []
         """Called when the volume closes: threads that read it end there."""
         self.evidence = Recorder(self)
@@ -214,7 +216,6 @@ class Volume:
         self._space_checked_s = 0.0
         self._space_ok = True
         self._space_asking = threading.Lock()
-        self._damaged: set[int] = set()
         self.remembered: tuple[int, dict[bytes, bytes | None]] = (-1, {})
         self._lock = threading.Lock()
         self.audit = audit.open_log(self.root, self.config, self._anchor_audit)
@@ -339,12 +340,6 @@ class Volume:
     @property
     def failed(self) -> StratumError | None:
         return self.committer.failed
-
-    def damage_seen(self, extent: int) -> None:
-        with self._lock:
-            if extent not in self._damaged and len(self._damaged) < 10000:
-                self._damaged.add(extent)
-                log.error("extent_damaged", extent=f"{extent:016x}")
 
     def free_bytes(self) -> int:
         """The least free space of the disks below the volume."""

@@ -342,6 +342,12 @@ class WarmStore:
         self.forget_descriptors(number, row)
         self.reconstructed += 1
         heads, bad = self.good_heads(number, row)
+        if len(heads) < row.k:
+            raise DataDamaged(
+                f"{what} (pack {number:016x}: {len(heads)} good shards, {row.k} are needed)",
+                self.describe(number, row, bad),
+                pack=number,
+            )
         pieces = []
         while start < stop:
             index, inside = divmod(start, row.shard_bytes)

@@ -23,6 +23,7 @@ from stratum.schema import ExtentRow, SegmentRow, key_u64, pack_json, prefix_ran
 from stratum.tier_rows import AccessRow, Tier
 from stratum.tiering import files, leftovers
 from stratum.tiering.asked import Asked
+from stratum.tiering.damage_check import DamageCheck
 from stratum.tiering.drain import Drainer
 from stratum.tiering.heal import Healer
 from stratum.tiering.lifecycle import LifecycleRunner, Restorer
@@ -75,6 +76,7 @@ class Tierd:
         self._step = ""
         self.mover = Mover(volume, pressing=self._pressing)
         self._healer = Healer(volume, self.mover, clock=clock)
+        self._damage = DamageCheck(volume, self.mover, self._healer, clock=clock)
         self._lifecycle = LifecycleRunner(volume, pressing=self._pressing, clock=clock)
         self._restorer = Restorer(volume, self.mover, clock=clock)
         self._drainer = Drainer(volume, self.mover)
@@ -131,7 +133,7 @@ class Tierd:
             self._guarded("asked", self._answer_asked)
             return False
         for name, work in (
-            ("asked", self._answer_asked), ("repair", self._healer.repair), ("background", self._background), ("lifecycle", self._lifecycle.run),
+            ("asked", self._answer_asked), ("repair", self._healer.repair), ("damage", self._damage.run), ("background", self._background), ("lifecycle", self._lifecycle.run),
             ("restores", self._restorer.run),
             ("condemned", self._remove_condemned), ("graces", self._end_graces), ("drains", self._drainer.run), ("scrub", self._healer.scrub), ("compact", self._compact),
             ("snapshot", self._snapshots.run),

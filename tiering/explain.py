@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, copies, objects, packs, warm_disks
+from stratum import buckets, copies, damage, objects, packs, warm_disks
 from stratum.schema import STORED_SEGMENT, Inode, key_u64
 from stratum.tier_rows import MoveRow, Tier
 from stratum.tiering import files, records
@@ -74,7 +74,14 @@ def arrived_bytes(reader: InodeReader, number: int, tier: Tier) -> tuple[int, in
 def _extents(volume: Volume, reader: InodeReader, inode: Inode) -> list[dict[str, Any]]:
     if inode.flags & Inode.INLINE:
         return [_hot(0, inode.size, "metadata store")]
-    return [_extent(volume, reader, piece) for piece in reader.slices(inode.number)]
+    entries = []
+    for piece in reader.slices(inode.number):
+        entry = _extent(volume, reader, piece)
+        what = damage.of_extent(
+            reader, piece.extent, [place.pack for _, place, _ in copies.locate(reader, piece.extent)]
+        )
+        entries.append({**entry, "damaged": what} if what else entry)
+    return entries
 
 
 def _hot(offset: int, length: int, place: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stratum import content, copies, metrics, packs, warm, warm_disks
 from stratum.clocks import come
 from stratum.cold_backends.contract import RemoteArchived, RemoteError, RemoteNotFound
+from stratum.damage import Thing
 from stratum.errors import DataDamaged, StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import (
@@ -177,7 +178,9 @@ class Healer:
                 lost.append(extent)
         if not lost:
             return ""
-        return f"{len(lost)} extents are lost unless disks come back: {self._volume.warm.describe(number, row, bad)}"
+        what = f"{len(lost)} extents are lost unless disks come back: {self._volume.warm.describe(number, row, bad)}"
+        self._volume.damages.found(Thing.PACK, number, f"pack {number:016x}: {what}", by="scrub")
+        return what
 
     # -- scrub --------------------------------------------------------------------------------------------------------
 
@@ -329,7 +332,12 @@ class Scrub:
                 gone = reader.get(key_u64(b"X", number)) is None
                 moved = gone or reader.extent(number)[0].generation != row.generation
             if not moved:
-                self._found(error.message, healed=self._healer.heal_hot(number))
+                healed = self._healer.heal_hot(number)
+                self._found(error.message, healed=healed)
+                if not healed:
+                    self._volume.damages.found(
+                        Thing.EXTENT, number, error.message, by="scrub", first=at, last=min(at + content.READ_BYTES, row.length)
+                    )  # fmt: skip
         finally:
             segments.close()
         return row.length
@@ -368,15 +376,17 @@ class Scrub:
         self._state["checked"] += 1
         try:
             info = self._volume.cold.remote(row.remote)[1].sealed.head(row.key)
-            missing = info.size < row.length
+            missing, good_bytes = info.size < row.length, info.size
         except RemoteNotFound:
-            missing = True
+            missing, good_bytes = True, 0
         except (RemoteArchived, RemoteError, StratumError):
             return 4096  # not to be known now
         if missing:
-            self._found(
-                f"pack {number:016x}: its object in remote {row.remote!r} is gone", healed=self._replace(number)
-            )
+            what = f"pack {number:016x}: its object in remote {row.remote!r} is gone or cut off"
+            healed = self._replace(number)
+            self._found(what, healed=healed)
+            if not healed:
+                self._volume.damages.found(Thing.PACK, number, what, by="scrub", first=good_bytes)
         return 4096
 
     def _replace(self, number: int) -> bool:

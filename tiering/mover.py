@@ -237,6 +237,8 @@ class Mover:
                 volume.cold.verify(row)
             boundary("mover.verified")
         except (StratumError, OSError) as error:
+            if isinstance(error, RemoteDamaged | DataDamaged):  # the bytes are where they were: they are sent again
+                metrics.DAMAGE.add("move", "healing")
             volume.mutate(lambda tx: packs.condemn(tx, number, row, 0.0), frees=True)
             if isinstance(error, RemoteDamaged | OSError):
                 raise TierUnavailable(f"a new pack did not arrive as it was sent: {error}") from error

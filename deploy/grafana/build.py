@@ -88,9 +88,9 @@ TIERS = (
     ),
     (
         Panel("Disks of the warm tier", "none", ((now("stratum_disk_up"), "{{disk}}"),)),
-        Panel("Repairs", "ops", ((rate("stratum_heals_total", "result"), "{{result}}"),)),
+        Panel("Repairs", "ops", ((rate("stratum_heals_total", "result"), "{{result}}"), (rate("stratum_damage_found_total", "by, result"), "damage found by {{by}}: {{result}}"))),
         Panel("Scrub", "bytes", ((now("stratum_scrub_checked_bytes"), "checked in this pass"),)),
-        Panel("Damage", "short", ((now("stratum_scrub_damaged"), "found"), (now("stratum_scrub_unhealed"), "not healed"), (now("stratum_scrub_running"), "a pass is under way"))),
+        Panel("Damage", "short", ((now("stratum_scrub_damaged"), "found"), (now("stratum_scrub_unhealed"), "not healed"), (now("stratum_damaged"), "without a good copy"), (now("stratum_scrub_running"), "a pass is under way"))),
     ),
     (
         Panel("Requests to remotes", "reqps", ((rate("stratum_cold_requests_total", "operation, result"), "{{operation}} {{result}}"),)),

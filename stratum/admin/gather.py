@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from stratum import __version__, buckets, counting, frozen, health, metrics, packs, warm_disks
+from stratum import __version__, buckets, counting, damage, frozen, health, metrics, packs, warm_disks
 from stratum.counting import number_text
 from stratum.schema import SegmentRow
 from stratum.tier_rows import VALID, Tier
@@ -82,6 +82,7 @@ class Gatherer:
             disks = {number: row for number, row in warm_disks.disks(reader).items() if row.state != "replaced"}
             found += [
                 ("stratum_repair_queue", {}, len(reader.first_rows(b"h", b"i", ROWS_COUNTED_MAX))),
+                ("stratum_damaged", {}, sum(1 for _, _, row in damage.scan(reader) if not row.heals)),
                 ("stratum_move_queue", {}, len(reader.first_rows(b"m", b"n", ROWS_COUNTED_MAX))),
                 ("stratum_reclaim_queue", {}, len(reader.first_rows(b"F", b"G", ROWS_COUNTED_MAX))),
                 ("stratum_clone_queue", {}, frozen.directories_waiting(reader)),

@@ -212,6 +212,9 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     codes = group("health", "what is wrong, and what is muted")
     command(codes, "list", "what is wrong now; the exit code is the worst severity", operate.health_list)
     command(codes, "codes", "every code there is", operate.health_codes)
+    command(
+        codes, "damaged", "the objects whose bytes are damaged, with no good copy; exits with 1 if there are any", operate.health_damaged
+    )  # fmt: skip
     made = command(codes, "mute", "keep a code out of exit codes and alerts for a while", operate.health_mute)
     made.add_argument("code", metavar="CODE")
     made.add_argument("--for", metavar="TIME", dest="duration", required=True, help="like 30m, 4h or 2d")

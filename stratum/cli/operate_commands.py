@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, counting, health, limits, metrics, quotas
+from stratum import buckets, counting, damage, damaged_objects, health, limits, metrics, quotas
 from stratum import status as state
 from stratum.cli.commands import duration_s, set_up_logs, show, table
 from stratum.errors import InvalidArgument
@@ -104,6 +104,18 @@ def health_codes(options: Namespace) -> int:
         for code in health.CODES.values()
     ]
     return show(options, rows, table(rows, ["code", "severity", "meaning"]))
+
+
+def health_damaged(options: Namespace) -> int:
+    with Volume(options.volume, "cli") as opened, opened.snapshot() as reader:
+        found, _ = damaged_objects.unhealed(reader)
+        documents = [item.document() for item in found]
+        full = sum(1 for _ in damage.scan(reader)) == damage.ROWS_MAX
+    lines = [f"{path}: {document['what']}" for document in documents for path in document["objects"]]
+    if full:
+        lines.append("there may be more: nothing else is noted before some of this is healed or deleted")
+    show(options, {"damaged": documents, "complete": not full}, "\n".join(lines) or "nothing that is known of")
+    return 1 if documents else 0
 
 
 def health_mute(options: Namespace) -> int:

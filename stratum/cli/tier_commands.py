@@ -159,6 +159,7 @@ def explain(options: Namespace) -> int:
     lines += [
         f"  {entry['offset']:>14} +{entry['length']:<12} {entry['tier']:5} {entry['place']}"
         + (f" (copies: {', '.join(entry['copies'])})" if entry["copies"] else "")
+        + (f" DAMAGED: {entry['damaged']}" if entry.get("damaged") else "")
         for entry in document["extents"]
     ]
     lines += [

@@ -50,4 +50,4 @@ def test_wrong_bytes_are_never_served(tmp_path: Path) -> None:
         assert [finding["kind"] for finding in found] == ["damaged-extent"]
         client.put_object(Bucket="damage", Key="k", Body=b"replaced")
         assert client.get_object(Bucket="damage", Key="k")["Body"].read() == b"replaced"
-        assert "extent_damaged" in server.log.read_text()
+        assert "damage_found" in server.log.read_text()

@@ -117,7 +117,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, moto: str) -> Iterator[Serv
         proxy.stop()
     assert code == 0
     # A read through the mount that cannot have its bytes is logged as what it is.
-    expected = ("operation_failed operation=read", "extent_damaged", "internal_error", "body_broken")
+    expected = ("operation_failed operation=read", "damage_found", "internal_error", "body_broken")
     assert [line for line in server.errors() if "Traceback" in line or not any(word in line for word in expected)] == []
     assert "remotesecretvalue" not in server.log.read_text()
 
