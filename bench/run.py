@@ -147,7 +147,7 @@ def list_flat(target: Target, log: Path, count: int) -> dict[str, float]:
             with urllib.request.urlopen(url, timeout=30) as answer:
                 assert answer.read().count(b"<Key>") == 1000, "a page has not 1,000 keys"
         lines = log.read_text()[offset:]
-        times = [float(text) for text in re.findall(r"operation=list_objects_v2 .*ms=([\d.]+)", lines)]
+        times = [float(text) for text in re.findall(r"operation=ListObjectsV2 .*ms=([\d.]+)", lines)]
         found[place] = statistics.median(times)
     return found
 
@@ -173,7 +173,7 @@ def metadata_only(target: Target, log: Path) -> dict[str, float]:
         client.copy_object(Bucket="large", Key=f"copy{number}", CopySource={"Bucket": "large", "Key": "k"})
     times: dict[str, list[float]] = {}
     for line in log.read_text().splitlines():
-        found = re.search(r"operation=(copy_object|complete_upload) .*ms=([\d.]+)", line)
+        found = re.search(r"operation=(CopyObject|CompleteMultipartUpload) .*ms=([\d.]+)", line)
         if found:
             times.setdefault(found.group(1), []).append(float(found.group(2)))
     return {name: statistics.median(values) for name, values in times.items()}

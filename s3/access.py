@@ -36,9 +36,19 @@ def _by_switch(bucket: BucketRow, what: str) -> bool:
     return bucket.anonymous == "read-write" or (bucket.anonymous == "read" and what == READ)
 
 
+def is_owner(bucket: BucketRow, identity: Identity) -> bool:
+    """Administrators own every bucket."""
+    return identity.admin or (identity.user is not None and identity.user_id == bucket.owner)
+
+
+def require_owner(bucket: BucketRow, identity: Identity) -> None:
+    if not is_owner(bucket, identity):
+        raise S3Error("AccessDenied")
+
+
 def may_use_bucket(bucket: BucketRow, identity: Identity, what: str) -> bool:
     """READ lists, WRITE puts and deletes objects."""
-    if identity.admin or (identity.user is not None and identity.user_id == bucket.owner):
+    if is_owner(bucket, identity):
         return True
     if what in {READ, WRITE} and _by_switch(bucket, what):
         return True

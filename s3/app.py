@@ -21,21 +21,12 @@ from stratum.errors import NotModified, StillFilling, StratumError, TooManyReque
 from stratum.identity import Identities
 from stratum.limits import Limiter
 from stratum.log import get_logger
-from stratum.s3 import (
-    audited,
-    bucket_handlers,
-    list_handlers,
-    multipart_handlers,
-    object_read,
-    object_write,
-    tag_handlers,
-    tier_handlers,
-)
+from stratum.s3 import audited, multipart_handlers, routes
 from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
 from stratum.s3.connection import UNSENT
 from stratum.s3.context import Context, http_date
-from stratum.s3.errors import STATUS, S3Error, code_of, extra_of, message_of, method_not_allowed, not_implemented
+from stratum.s3.errors import STATUS, S3Error, code_of, extra_of, message_of
 from stratum.s3.incoming import Incoming
 from stratum.s3.request import S3Request
 from stratum.s3.waits import Waits
@@ -45,115 +36,19 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from stratum.audit import AuditLog
+    from stratum.s3.routes import Route
+    from stratum.transaction import InodeReader
     from stratum.volume import Volume
 
-    Handler = Callable[[Context], Answer | Awaitable[Answer]]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 log = get_logger("s3")
 
-# A sub-resource that S3 knows and this table does not is 501; a parameter that S3 does not know is ignored, as S3 does.
-_UNBUILT = frozenset((
-    "accelerate", "analytics", "cors", "encryption", "intelligent-tiering", "inventory", "legal-hold", "logging", "metadataTable",
-    "metadataConfiguration", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus", "publicAccessBlock",
-    "renameObject", "replication", "requestPayment", "retention", "select", "session", "torrent", "website", "append",
-))  # fmt: skip
-_BUCKET: dict[tuple[str, str], Handler] = {
-    ("GET", ""): list_handlers.list_objects,
-    ("GET", "location"): bucket_handlers.get_location,
-    ("GET", "versions"): list_handlers.list_versions,
-    ("GET", "versioning"): bucket_handlers.get_versioning,
-    ("PUT", "versioning"): bucket_handlers.put_versioning,
-    ("GET", "uploads"): multipart_handlers.list_uploads,
-    ("GET", "acl"): bucket_handlers.get_bucket_acl,
-    ("PUT", ""): bucket_handlers.create_bucket,
-    ("PUT", "acl"): bucket_handlers.put_bucket_acl,
-    ("GET", "lifecycle"): tier_handlers.get_lifecycle,
-    ("PUT", "lifecycle"): tier_handlers.put_lifecycle,
-    ("DELETE", "lifecycle"): tier_handlers.delete_lifecycle,
-    ("GET", "tagging"): tag_handlers.get_bucket_tagging,
-    ("PUT", "tagging"): tag_handlers.put_bucket_tagging,
-    ("DELETE", "tagging"): tag_handlers.delete_bucket_tagging,
-    ("HEAD", ""): bucket_handlers.head_bucket,
-    ("DELETE", ""): bucket_handlers.delete_bucket,
-    ("POST", "delete"): object_write.delete_objects,
-}
-_OBJECT: dict[tuple[str, str], Handler] = {
-    ("GET", ""): object_read.get_object,
-    ("GET", "acl"): bucket_handlers.get_object_acl,
-    ("GET", "attributes"): object_read.get_object_attributes,
-    ("GET", "tagging"): tag_handlers.get_object_tagging,
-    ("GET", "uploadId"): multipart_handlers.list_parts,
-    ("HEAD", ""): object_read.head_object,
-    ("PUT", ""): object_write.put_object,
-    ("PUT", "acl"): bucket_handlers.put_object_acl,
-    ("PUT", "tagging"): tag_handlers.put_object_tagging,
-    ("PUT", "uploadId"): multipart_handlers.upload_part,
-    ("POST", "restore"): tier_handlers.restore_object,
-    ("POST", "uploads"): multipart_handlers.create_upload,
-    ("POST", "uploadId"): multipart_handlers.complete_upload,
-    ("DELETE", ""): object_write.delete_object,
-    ("DELETE", "tagging"): tag_handlers.delete_object_tagging,
-    ("DELETE", "uploadId"): multipart_handlers.abort_upload,
-}
-_SUBRESOURCES = frozenset(name for table in (_BUCKET, _OBJECT) for _, name in table if name) | _UNBUILT
-_IN_LOOP = frozenset((
-    "get_object", "head_object", "list_objects", "list_objects_v2", "list_versions", "list_buckets", "head_bucket",
-    "put_object", "upload_part", "delete_object",
-))  # fmt: skip
-"""Called in the loop's thread: they compute, and return an awaitable for what is left where that waits."""
 _WIRE_BYTES_MAX = multipart_handlers.COMPLETE_BYTES_MAX + 65536
 """The longest document, CompleteMultipartUpload's, with room for aws-chunked framing."""
-INTERNAL_BUCKET = "_stratum"
-"""No bucket can have this name: what is ours alone stands below it."""
-LIVE_PATH = f"/{INTERNAL_BUCKET}/v1/live"
-_METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE"))
-
-
-def route(request: S3Request) -> tuple[Handler, str]:
-    """The handler and its name. Raises `S3Error` NotImplemented or MethodNotAllowed."""
-    method = request.method
-    if method == "OPTIONS":
-        raise S3Error(
-            "BadRequest",
-            "insufficient information: a preflight needs Origin and Access-Control-Request-Method, and this server has no CORS rules",
-        )
-    if method not in _METHODS:
-        raise method_not_allowed(method, "SERVICE", tuple(sorted(_METHODS)))
-    query = request.query if request.raw_query else {}
-    found = [name for name in query if name in _SUBRESOURCES]
-    unbuilt = [name for name in found if name in _UNBUILT]
-    if unbuilt:
-        raise not_implemented(f"the sub-resource {unbuilt[0]}")
-    if not request.bucket:
-        if method == "GET" and not found:
-            return list_handlers.list_buckets, "list_buckets"
-        raise method_not_allowed(method, "SERVICE", ("GET",))
-    if request.bucket == INTERNAL_BUCKET and request.key is not None:
-        return tier_handlers.internal, "internal"
-    table = _BUCKET if request.key is None else _OBJECT
-    name = found[0] if found else ""
-    if request.key is None and method == "GET" and query.get("list-type"):
-        if query["list-type"] != "2":
-            raise S3Error("InvalidArgument", "list-type is 2", ArgumentName="list-type")
-        return list_handlers.list_objects_v2, "list_objects_v2"
-    handler = table.get((method, name))
-    if (
-        request.key is not None
-        and method == "PUT"
-        and "x-amz-copy-source" in request.fields
-        and name in {"", "uploadId"}
-    ):
-        handler = multipart_handlers.upload_part_copy if name else object_write.copy_object
-    if handler is None:
-        if not name and method == "POST":
-            raise not_implemented("POST of a form")
-        allowed = tuple(sorted(verb for verb, what in table if what == name))
-        raise method_not_allowed(method, name.upper() or ("BUCKET" if request.key is None else "OBJECT"), allowed)
-    return handler, handler.__name__
-
-
+LIVE_PATH = f"/{routes.INTERNAL_BUCKET}/v1/live"
+_COUNTED = frozenset(metrics.S3_OPERATIONS)
 _SEND_BYTES = 256 * 1024
 RETRY_AFTER_S = 2
 
@@ -184,6 +79,36 @@ def _begin(found: object) -> None:
             found.body.begin()
         except WouldRecall:
             found.body.recalls = True
+
+
+def _route(exchange: Exchange) -> Route | S3Error:
+    assert exchange.request is not None, "a request that was read"
+    route = routes.find(exchange.request)
+    exchange.operation = route.operation if isinstance(route, routes.Route) else ""
+    return route
+
+
+def _enter(route: Route, context: Context, reader: InodeReader) -> Answer | Awaitable[Answer] | None:
+    """Begin a call that begins in the loop, ask of any other whether it may be made. Nothing is refused before that."""
+    refusal = route.refusal(context.request)
+    if refusal is None and route.in_loop and route.handler is not None:
+        context.reader = reader
+        try:
+            return route.handler(context)
+        finally:
+            context.reader = None
+    route.gate(context, reader)
+    if refusal is not None:
+        raise refusal
+    return None
+
+
+def _admit(route: Route, context: Context) -> None:
+    with context.volume.snapshot() as reader:
+        route.gate(context, reader)
+    refusal = route.refusal(context.request)
+    if refusal is not None:
+        raise refusal
 
 
 class Exchange:
@@ -252,7 +177,9 @@ class Application:
             # The rest of the body is on its way, or never comes (Expect): nothing behind it can be told from it.
             answer.headers.append(("Connection", "close"))
         seconds = time.perf_counter() - exchange.started
-        operation = metrics.S3_OPERATIONS.get(exchange.operation, "Other")
+        operation = exchange.operation or "Refused"
+        if operation not in _COUNTED:
+            operation = "Other"
         metrics.S3_REQUESTS.add(operation, f"{answer.status // 100}xx")
         metrics.S3_SECONDS.observe(seconds, operation)
         log.info(
@@ -305,36 +232,39 @@ class Application:
         waits = self._waits_here()
         exchange.request = request = S3Request(scope, config, exchange.request_id)
         exchange.incoming.length = request.length
-        handler, exchange.operation = route(request)
+        route = _route(exchange)
         with volume.snapshot() as reader:
             identity = authenticate(request, self._identities, reader)
-            if request.raw_query:
-                handler, exchange.operation = route(request)  # again: the query may hold headers
             exchange.user = identity.user.name if identity.user else "-"
             user_id = None if identity.anonymous else identity.user_id
             exchange.incoming.pace = self._limiter.admit(reader, user_id, request.bucket)
             if volume.audit is not None and audited.is_wanted(reader, request):
                 exchange.audited = True
                 volume.audit.check()
+            if request.raw_query:
+                route = _route(exchange)  # again: the query may hold headers
+            if not isinstance(route, routes.Route):
+                raise route
             context = Context(
                 volume, self._identities, config, request, identity, waits, exchange.incoming, details=exchange.details
             )
-            if exchange.operation in _IN_LOOP:
-                context.reader = reader
-                try:
-                    found = handler(context)
-                except StillFilling:
-                    found = None  # once more, where it may wait
-                context.reader = None
-            else:
-                found = None
+            found, admitted = None, False
+            try:
+                found = _enter(route, context, reader)
+                admitted = True
+            except StillFilling:
+                pass  # once more, where it may wait
         attempt = 0
         while True:
             try:
+                if not admitted:
+                    await waits.in_thread(_admit, route, context)
+                    admitted = True
                 if found is None:
-                    if request.has_body and exchange.operation not in _IN_LOOP and not context.document:
+                    if request.has_body and not route.in_loop and not context.document:
                         context.document = await exchange.incoming.all(_WIRE_BYTES_MAX)
-                    found = await waits.computed(handler, context, then=_begin)
+                    assert route.handler is not None, "a call that is not built is refused"
+                    found = await waits.computed(route.handler, context, then=_begin)
                 return found if isinstance(found, Answer) else await found
             except StillFilling as error:
                 if not exchange.incoming.untouched and not context.document:

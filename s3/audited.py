@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, metrics
+from stratum import buckets
 from stratum.errors import StratumError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def event(
 ) -> dict[str, Any]:  # fmt: skip
     client = scope.get("client")
     found: dict[str, Any] = {
-        "face": "s3", "who": user or "-", "from": f"{client[0]}:{client[1]}" if client else "-", "operation": metrics.S3_OPERATIONS.get(operation, "Other"),
+        "face": "s3", "who": user or "-", "from": f"{client[0]}:{client[1]}" if client else "-", "operation": operation or "Refused",
         "status": status, "request_id": request_id,
     }  # fmt: skip
     if request is None:

@@ -66,6 +66,13 @@ ANONYMOUS = Identity(None)
 
 def authenticate(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
     """Raises `S3Error` for anything but a valid signature or none at all."""
+    identity = _identify(request, identities, reader)
+    if not identity.anonymous and request.header("x-amz-security-token"):
+        raise S3Error("InvalidToken", "the access key goes without one")
+    return identity
+
+
+def _identify(request: S3Request, identities: Identities, reader: InodeReader) -> Identity:
     authorization = request.header("authorization")
     query = (
         request.query

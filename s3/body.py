@@ -153,7 +153,8 @@ def _announced_checksum(request: S3Request) -> tuple[str, str, str]:
     """(algorithm, value or "", trailer name or "")."""
     sent = [(name, value) for name in _CHECKSUM_HEADERS if (value := request.header(name)) is not None]
     trailer = (request.header("x-amz-trailer") or "").strip().lower()
-    declared = (request.header("x-amz-sdk-checksum-algorithm") or "").upper()
+    named = request.header("x-amz-sdk-checksum-algorithm") or request.header("x-amz-checksum-algorithm")
+    declared = (named or "").upper()
     if len(sent) + bool(trailer) > 1:
         raise S3Error(
             "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed."

@@ -11,7 +11,7 @@ from stratum.s3 import access
 from stratum.s3.access import BUCKET_ACLS
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import read_document
-from stratum.s3.context import Context, canned_acl, check_key, owner_element, refuse_unbuilt, version_id
+from stratum.s3.context import Context, canned_acl, check_key, owner_element, version_id
 from stratum.s3.errors import S3Error, not_implemented
 from stratum.s3.xml import document, element, parse, text
 
@@ -35,7 +35,6 @@ _GRANTS = {
 
 def create_bucket(context: Context) -> Answer:
     owner = context.require_user()
-    refuse_unbuilt(context.request)
     name = context.request.bucket
     buckets.check_name(name)
     acl = canned_acl(context, for_object=False)
@@ -97,8 +96,7 @@ def delete_bucket(context: Context) -> Answer:
 
 
 def require_owner(context: Context, bucket: BucketRow) -> None:
-    if not context.identity.admin and (context.identity.anonymous or context.identity.user_id != bucket.owner):
-        raise S3Error("AccessDenied")
+    access.require_owner(bucket, context.identity)
 
 
 def get_location(context: Context) -> Answer:
@@ -164,7 +162,6 @@ def get_object_acl(context: Context) -> Answer:
 
 def _wanted_acl(context: Context, owner: str, *, for_object: bool) -> str:
     """From x-amz-acl, or from a body whose grants are those of a canned ACL."""
-    refuse_unbuilt(context.request)
     body = read_document(context) if context.request.has_body else b""
     header = context.header("x-amz-acl")
     if header is not None:
@@ -212,7 +209,3 @@ def put_object_acl(context: Context) -> Answer:
         lambda tx: objects.set_acl(tx, context.bucket(tx), context.key, "" if acl == "private" else acl)
     )
     return empty(200)
-
-
-def put_versioning(_context: Context) -> Answer:
-    raise not_implemented("PutBucketVersioning")

@@ -14,7 +14,7 @@ from stratum.object_attributes import STORED_HEADERS, USER_METADATA_BYTES_MAX
 from stratum.preconditions import NO_CONDITIONS, Conditions
 from stratum.s3 import dates, numerals
 from stratum.s3.access import BUCKET_ACLS, OBJECT_ACLS
-from stratum.s3.errors import S3Error, not_implemented
+from stratum.s3.errors import S3Error
 from stratum.schema import ObjectMetadata
 
 if TYPE_CHECKING:
@@ -29,15 +29,6 @@ if TYPE_CHECKING:
     from stratum.schema import BucketRow, Inode
     from stratum.transaction import InodeReader
     from stratum.volume import Volume
-
-_REFUSED_HEADERS = frozenset((
-    "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id", "x-amz-server-side-encryption-customer-algorithm",
-    "x-amz-server-side-encryption-customer-key", "x-amz-server-side-encryption-context", "x-amz-server-side-encryption-bucket-key-enabled",
-    "x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date",
-    "x-amz-object-lock-legal-hold", "x-amz-bucket-object-lock-enabled", "x-amz-website-redirect-location",
-    "x-amz-write-offset-bytes", "x-amz-grant-read", "x-amz-grant-write", "x-amz-grant-read-acp", "x-amz-grant-write-acp",
-    "x-amz-grant-full-control", "x-amz-object-ownership", "x-amz-mfa", "x-amz-rename-source", "x-amz-security-token",
-))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -139,22 +130,6 @@ def url_encoded(value: bytes) -> str:
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
-
-
-def refuse_unbuilt(request: S3Request) -> None:
-    """Answer 501 for every header whose meaning would otherwise be ignored."""
-    fields = request.fields
-    if not _REFUSED_HEADERS.isdisjoint(fields):
-        raise not_implemented(f"the header {next(name for name in fields if name in _REFUSED_HEADERS)}")
-
-
-def refuse_encryption(request: S3Request) -> None:
-    """A read that says how the object is encrypted, which no object is. Raises `S3Error` InvalidRequest."""
-    fields = request.fields
-    if not _REFUSED_HEADERS.isdisjoint(fields):
-        for name in fields:
-            if name.startswith("x-amz-server-side-encryption"):
-                raise S3Error("InvalidRequest", f"the header {name} does not fit the object, which is not encrypted")
 
 
 def version_id(context: Context) -> None:

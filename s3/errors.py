@@ -20,6 +20,9 @@ STATUS = {
     "NotImplemented": 501, "NotModified": 304, "PreconditionFailed": 412, "QuotaExceeded": 403, "RequestHeaderSectionTooLarge": 400, "RestoreAlreadyInProgress": 409, "RequestTimeTooSkewed": 403, "RequestTimeout": 400,
     "ServiceUnavailable": 503, "SignatureDoesNotMatch": 403, "SlowDown": 503, "UserKeyMustBeSpecified": 400, "XAmzContentChecksumMismatch": 400,
     "XAmzContentSHA256Mismatch": 400,
+    "AccessForbidden": 403, "InvalidToken": 400, "MetadataConfigurationNotFound": 404, "NoSuchBucketPolicy": 404, "NoSuchCORSConfiguration": 404,
+    "NoSuchConfiguration": 404, "NoSuchPublicAccessBlockConfiguration": 404, "NoSuchWebsiteConfiguration": 404,
+    "ObjectLockConfigurationNotFoundError": 404, "OwnershipControlsNotFoundError": 404, "ReplicationConfigurationNotFoundError": 404, "ServerSideEncryptionConfigurationNotFoundError": 404,
 }  # fmt: skip
 
 

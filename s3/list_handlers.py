@@ -186,7 +186,7 @@ def list_buckets(context: Context) -> Answer:
     """The caller's own buckets; all of them for an administrator; none for an anonymous caller."""
     query = context.query
     count_max = context.request.integer("max-buckets", 10_000, 1, 10_000)
-    prefix = query.get("prefix", "")
+    prefix, region = query.get("prefix", ""), query.get("bucket-region")
     token = query.get("continuation-token")
     after = decode_token(token).decode("utf-8", "replace") if token else ""
     identity = context.identity
@@ -200,7 +200,10 @@ def list_buckets(context: Context) -> Answer:
     mine = [
         (name, row)
         for name, row in rows
-        if name > after and name.startswith(prefix) and (identity.admin or row.owner == identity.user_id)
+        if name > after
+        and name.startswith(prefix)
+        and (identity.admin or row.owner == identity.user_id)
+        and region in {None, row.region or context.config.s3_region}
     ]
     shown = mine[:count_max]
     items = "".join(

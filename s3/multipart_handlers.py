@@ -23,7 +23,6 @@ from stratum.s3.context import (
     iso_date,
     object_metadata,
     owner_element,
-    refuse_unbuilt,
     url_encoded,
     )  # fmt: skip
 from stratum.s3.errors import S3Error
@@ -49,7 +48,6 @@ def _bucket(context: Context, reader: InodeReader, what: str) -> BucketRow:
 
 
 def create_upload(context: Context) -> Answer:
-    refuse_unbuilt(context.request)
     check_key(context.key)
     with context.volume.snapshot() as reader:
         bucket = _bucket(context, reader, access.WRITE)
@@ -121,7 +119,6 @@ def _upload(context: Context, what: str) -> tuple[BucketRow, UploadRow]:
 
 
 def upload_part(context: Context) -> Awaitable[Answer]:
-    refuse_unbuilt(context.request)
     check_key(context.key)
     number = _part_number(context)
     _, upload = _upload(context, access.WRITE)
@@ -149,7 +146,6 @@ def upload_part(context: Context) -> Awaitable[Answer]:
 
 def upload_part_copy(context: Context) -> Answer:
     """Shares the source's extents; only a small inline source is copied. The ETag of a shared range is derived, not an MD5."""
-    refuse_unbuilt(context.request)
     check_key(context.key)
     number = _part_number(context)
     _, upload = _upload(context, access.WRITE)

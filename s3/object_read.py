@@ -22,7 +22,6 @@ from stratum.s3.context import (
     conditions,
     http_date,
     object_headers,
-    refuse_encryption,
     version_id,
 )
 from stratum.s3.errors import S3Error
@@ -49,7 +48,6 @@ def look_up(context: Context, reader: InodeReader) -> tuple[BucketRow, ObjectSta
     bucket = context.bucket(reader)
     check_key(context.key)
     version_id(context)
-    refuse_encryption(context.request)
     try:
         return bucket, objects.head(reader, bucket, context.key)
     except NoSuchKey:

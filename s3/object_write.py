@@ -22,7 +22,6 @@ from stratum.s3.context import (
     expect_owner,
     iso_date,
     object_metadata,
-    refuse_unbuilt,
     storage_class,
     tagging,
     version_id,
@@ -138,7 +137,6 @@ def _writable(context: Context) -> BucketRow:
 
 
 def put_object(context: Context) -> Awaitable[Answer]:
-    refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
     with context.snapshot() as reader:
@@ -207,7 +205,6 @@ def _directive(context: Context, header: str) -> str:
 
 
 def copy_object(context: Context) -> Answer:
-    refuse_unbuilt(context.request)
     check_key(context.key)
     bucket = _writable(context)
     source_bucket, source_key = copy_source(context)
@@ -299,8 +296,7 @@ async def _delete(context: Context, commit: Callable[[MetadataTransaction], None
 
 def delete_objects(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
-        bucket = context.bucket(reader)
-    allowed = access.may_use_bucket(bucket, context.identity, access.WRITE)
+        access.check_bucket(context.bucket(reader), context.identity, access.WRITE)
     tree_root = parse(read_document(context), "Delete")
     quiet = False
     entries: list[Element] = []
@@ -316,11 +312,11 @@ def delete_objects(context: Context) -> Answer:
         raise S3Error("MalformedXML", f"Delete lists from 1 to {DELETE_KEYS_MAX} objects")
     outcomes: list[str] = []
     for at in range(0, len(entries), _DELETE_BATCH):
-        outcomes += _delete_batch(context, entries[at : at + _DELETE_BATCH], quiet=quiet, allowed=allowed)
+        outcomes += _delete_batch(context, entries[at : at + _DELETE_BATCH], quiet=quiet)
     return xml(document("DeleteResult", *outcomes))
 
 
-def _delete_batch(context: Context, entries: list[Element], *, quiet: bool, allowed: bool) -> list[str]:
+def _delete_batch(context: Context, entries: list[Element], *, quiet: bool) -> list[str]:
     wanted = [_entry(entry) for entry in entries]
 
     def commit(tx: MetadataTransaction) -> list[StratumError | None]:
@@ -328,8 +324,6 @@ def _delete_batch(context: Context, entries: list[Element], *, quiet: bool, allo
         results: list[StratumError | None] = []
         for key, version, condition in wanted:
             try:
-                if not allowed:
-                    raise S3Error("AccessDenied")
                 tree.check_key(key)
                 if version not in {None, "null"}:
                     raise S3Error("NoSuchVersion")

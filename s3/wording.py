@@ -47,6 +47,7 @@ WORDING = {
     "InvalidStorageClass": "The storage class you specified is not valid",
     "InvalidTag": "The tag provided was not a valid tag.",
     "InvalidURI": "Couldn't parse the specified URI.",
+    "InvalidToken": "The provided token is malformed or otherwise invalid.",
     "KeyTooLongError": "Your key is too long",
     "MalformedACLError": _XML,
     "MalformedTrailerError": (
@@ -54,6 +55,7 @@ WORDING = {
     ),
     "MalformedXML": _XML,
     "MaxMessageLengthExceeded": "Your request was too large.",
+    "MetadataConfigurationNotFound": "The metadata configuration was not found",
     "MetadataTooLarge": "Your metadata headers exceed the maximum allowed metadata size",
     "MethodNotAllowed": "The specified method is not allowed against this resource.",
     "MissingContentLength": "You must provide the Content-Length HTTP header.",
@@ -89,6 +91,7 @@ WORDING = {
         "Your socket connection to the server was not read from or written to within the timeout"
         " period. Idle connections will be closed."
     ),
+    "RequestURITooLong": "The request URI is too long.",
     "RestoreAlreadyInProgress": "Object restore is already in progress",
     "ServiceUnavailable": "Service is unable to handle request.",
     "SignatureDoesNotMatch": (
@@ -125,6 +128,11 @@ SPECIAL: dict[str, tuple[str, ...]] = {
         "The continuation token provided is incorrect",
         "The x-amz-copy-source-range value must be of the form",
         "Header value cannot be represented using ISO-8859-1.",
+        "Conflicting query string parameters:",
+        "Invalid List Type",
+        "Metadata cannot be specified in this context.",
+        "The header ",
+        "This operation does not accept ",
     ),
     "InvalidRange": ("Range specified is not valid for source object",),
     "InvalidRequest": (
@@ -134,6 +142,9 @@ SPECIAL: dict[str, tuple[str, ...]] = {
         "Missing required header for this request",
         "The COMPOSITE checksum type cannot be used",
         "The FULL_OBJECT checksum type cannot be used",
+        "Bucket is missing Object Lock Configuration",
+        "The algorithm type you specified in x-amz-checksum- header is invalid.",
+        "The encryption parameters are not applicable to this object.",
         "The authorization mechanism you have provided is not supported.",
         "The provided 'x-amz-mp-object-size' header value",
         "The upload was created using a",

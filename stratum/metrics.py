@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from stratum.counting import Counter, Gauge, Histogram, Metric
 
-S3_OPERATIONS = {
-    "list_buckets": "ListBuckets", "list_objects": "ListObjects", "list_objects_v2": "ListObjectsV2", "list_versions": "ListObjectVersions",
-    "get_location": "GetBucketLocation", "get_versioning": "GetBucketVersioning", "put_versioning": "PutBucketVersioning",
-    "get_bucket_acl": "GetBucketAcl", "put_bucket_acl": "PutBucketAcl", "create_bucket": "CreateBucket", "head_bucket": "HeadBucket",
-    "delete_bucket": "DeleteBucket", "get_lifecycle": "GetBucketLifecycleConfiguration", "put_lifecycle": "PutBucketLifecycleConfiguration",
-    "delete_lifecycle": "DeleteBucketLifecycle", "list_uploads": "ListMultipartUploads", "delete_objects": "DeleteObjects",
-    "get_object": "GetObject", "head_object": "HeadObject", "put_object": "PutObject", "copy_object": "CopyObject", "delete_object": "DeleteObject",
-    "get_object_acl": "GetObjectAcl", "put_object_acl": "PutObjectAcl", "get_object_attributes": "GetObjectAttributes",
-    "restore_object": "RestoreObject", "create_upload": "CreateMultipartUpload", "upload_part": "UploadPart",
-    "upload_part_copy": "UploadPartCopy", "complete_upload": "CompleteMultipartUpload", "abort_upload": "AbortMultipartUpload",
-    "get_object_tagging": "GetObjectTagging", "put_object_tagging": "PutObjectTagging", "delete_object_tagging": "DeleteObjectTagging",
-    "get_bucket_tagging": "GetBucketTagging", "put_bucket_tagging": "PutBucketTagging", "delete_bucket_tagging": "DeleteBucketTagging",
-    "list_parts": "ListParts", "internal": "Explain", "": "Refused",
-}  # fmt: skip
-"""By the name of the handler; "Refused" is what ended before it had one."""
-_S3 = (*S3_OPERATIONS.values(), "Other")
+S3_OPERATIONS = (
+    "ListBuckets", "ListObjects", "ListObjectsV2", "ListObjectVersions", "GetBucketLocation", "GetBucketVersioning",
+    "PutBucketVersioning", "GetBucketAcl", "PutBucketAcl", "CreateBucket", "HeadBucket", "DeleteBucket",
+    "GetBucketLifecycleConfiguration", "PutBucketLifecycleConfiguration", "DeleteBucketLifecycle", "ListMultipartUploads",
+    "DeleteObjects", "GetObject", "HeadObject", "PutObject", "CopyObject", "DeleteObject", "GetObjectAcl", "PutObjectAcl",
+    "GetObjectAttributes", "RestoreObject", "CreateMultipartUpload", "UploadPart", "UploadPartCopy", "CompleteMultipartUpload",
+    "AbortMultipartUpload", "GetObjectTagging", "PutObjectTagging", "DeleteObjectTagging", "GetBucketTagging",
+    "PutBucketTagging", "DeleteBucketTagging", "ListParts", "Explain", "Refused",
+)  # fmt: skip
+"""S3's calls that are counted apart; "Refused" is what ended before it was one."""
+_S3 = (*S3_OPERATIONS, "Other")
 FUSE_OPERATIONS = (
     "lookup", "getattr", "setattr", "readlink", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "open", "create", "read",
     "write", "flush", "release", "fsync", "opendir", "readdir", "releasedir", "fsyncdir", "statfs", "setxattr", "getxattr", "listxattr",

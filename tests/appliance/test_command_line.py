@@ -185,7 +185,7 @@ def test_logs_are_structured_and_hold_no_secrets(tmp_path: Path) -> None:
         server.raw("GET", "/logs/%ff%0a%1b[31m")
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     requests_logged = [line for line in lines if line["event"] == "request"]
-    assert {line["operation"] for line in requests_logged} >= {"create_bucket", "put_object", "get_object"}
+    assert {line["operation"] for line in requests_logged} >= {"CreateBucket", "PutObject", "GetObject"}
     assert all(line["request_id"] for line in requests_logged)
     text = server.log.read_text()
     assert server.secret_key not in text

@@ -55,7 +55,7 @@ def test_a_bundle_has_the_facts_and_none_of_the_names(tmp_path: Path) -> None:
         ):  # fmt: skip
             assert hidden not in text
     joined = "\n".join(texts.values())
-    assert "operation=put_object status=200" in joined
+    assert "operation=PutObject status=200" in joined
     assert "bucket-1" in joined
     assert 'stratum_s3_requests_total{operation="PutObject"' in texts["stratum-support/metrics.txt"]
     assert json.loads(texts["stratum-support/versions.json"])["packages"]["lmdb"]

@@ -248,8 +248,7 @@ def test_overrides_and_versions(s3: Any, bucket: str) -> None:
 
 
 def test_what_is_not_built_says_so(s3: Any, bucket: str) -> None:
-    refused(s3.get_bucket_policy, 501, "NotImplemented", Bucket=bucket)
-    refused(s3.get_bucket_cors, 501, "NotImplemented", Bucket=bucket)
+    refused(s3.put_bucket_policy, 501, "NotImplemented", Bucket=bucket, Policy="{}")
     refused(s3.put_object, 501, "NotImplemented", Bucket=bucket, Key="k", Body=b"", ServerSideEncryption="AES256")
     refused(s3.put_object, 400, "InvalidStorageClass", Bucket=bucket, Key="k", Body=b"", StorageClass="GLACIER")
     refused(s3.put_object, 400, "InvalidStorageClass", Bucket=bucket, Key="k", Body=b"", StorageClass="NONSENSE")

@@ -333,19 +333,6 @@ def test_query_parameters(signer: Signer) -> None:
         "list-type=2&continuation-token=x",
     ):
         assert listed(query) == (400, "InvalidArgument"), query
-    for name in (
-        "policy",
-        "website",
-        "replication",
-        "encryption",
-        "object-lock",
-        "notification",
-        "publicAccessBlock",
-        "ownershipControls",
-        "logging",
-        "accelerate",
-    ):
-        assert listed(name) == (501, "NotImplemented"), name
     assert listed("x-id=ListObjects&unknown=1") == (200, "")
     assert signer.send("PATCH", path, b"", {})[0] == 405
     assert signer.send("OPTIONS", path, b"", {}) == (400, "BadRequest")
