@@ -10,7 +10,7 @@ from stratum.content import NewContent
 from stratum.errors import TryAgain
 from stratum.multipart import PART_NUMBER_MAX, CompletePart, CompleteRequest
 from stratum.preconditions import check_copy_source
-from stratum.s3 import access, numerals, ranges, tier_handlers
+from stratum.s3 import access, numerals, origin, ranges, tier_handlers
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import Body, read_document
 from stratum.s3.context import (
@@ -274,7 +274,7 @@ def complete_upload(context: Context) -> Answer:
     sums = [element(f"Checksum{name}", value) for name, value in metadata.checksums.items()]
     if sums:
         sums.append(element("ChecksumType", metadata.checksum_type))
-    location = f"{context.config.endpoint}/{context.request.bucket}/{url_encoded(context.key)}"
+    location = origin.of_object(context.request, url_encoded(context.key))
     fields = [
         element("Location", location),
         element("Bucket", context.request.bucket),

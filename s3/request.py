@@ -34,7 +34,16 @@ class S3Request(Request):
     def __init__(self, scope: dict[str, Any], config: Config, request_id: str) -> None:
         raw: bytes = scope["raw_path"] or b"/"
         query: bytes = scope["query_string"]
-        super().__init__(scope["method"], scope["scheme"], None, "", scope["path"], query, _NO_HEADERS, None)
+        super().__init__(
+            scope["method"],
+            scope["scheme"],
+            None,
+            "",
+            scope["path"],
+            query,
+            _NO_HEADERS,
+            (scope.get("client") or ("",))[0],
+        )
         del self.headers  # made on demand, below
         self.config = config
         self.request_id = request_id

@@ -64,6 +64,12 @@ SETTINGS = (
     Setting("s3", "domain", "", "virtual-host style: BUCKET.domain is that bucket; empty switches it off"),
     Setting("s3", "signature_v2", True, "accept SigV2, which boto3 still presigns with by default"),
     Setting("s3", "clock_skew_s_max", 900, "how far a signed request's date may be off"),
+    Setting(
+        "s3",
+        "trusted_proxies",
+        [],
+        "addresses and networks of proxies whose Forwarded and X-Forwarded-* headers say how the client reached them",
+    ),
     Setting("s3", "tls_certificate", "", "PEM file; with tls_key the endpoint speaks https"),
     Setting("s3", "tls_key", "", "PEM file of the certificate's key"),
     Setting("s3", "object_bytes_max", 5497558138880, "largest object (5 TiB)"),
@@ -191,6 +197,7 @@ class Config:
     s3_domain: str
     s3_signature_v2: bool
     s3_clock_skew_s_max: int
+    s3_trusted_proxies: list[str]
     s3_tls_certificate: str
     s3_tls_key: str
     s3_object_bytes_max: int
@@ -351,6 +358,11 @@ def parse(text: str, where: str) -> Config:
         except ValueError as error:
             raise ConfigInvalid(f"{where}: volume.ec: {error}") from error
     parse_listen(config.s3_listen, "s3.listen")
+    for proxy in config.s3_trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise ConfigInvalid(f"{where}: s3.trusted_proxies: {proxy!r} is no address and no network") from None
     _check_admin(config, where)
     return config
 
