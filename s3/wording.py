@@ -47,7 +47,6 @@ WORDING = {
     "InvalidStorageClass": "The storage class you specified is not valid",
     "InvalidTag": "The tag provided was not a valid tag.",
     "InvalidURI": "Couldn't parse the specified URI.",
-    "InvalidToken": "The provided token is malformed or otherwise invalid.",
     "KeyTooLongError": "Your key is too long",
     "MalformedACLError": _XML,
     "MalformedTrailerError": (
@@ -85,13 +84,11 @@ WORDING = {
     "RequestHeaderSectionTooLarge": "Your request header section exceeds the maximum allowed size",
     "RequestURITooLong": "The request URI is too long.",
     "InvalidToken": "The provided token is malformed or otherwise not valid.",
-    "MetadataConfigurationNotFound": "The metadata configuration was not found",
     "RequestTimeTooSkewed": "The difference between the request time and the current time is too large.",
     "RequestTimeout": (
         "Your socket connection to the server was not read from or written to within the timeout"
         " period. Idle connections will be closed."
     ),
-    "RequestURITooLong": "The request URI is too long.",
     "RestoreAlreadyInProgress": "Object restore is already in progress",
     "ServiceUnavailable": "Service is unable to handle request.",
     "SignatureDoesNotMatch": (
