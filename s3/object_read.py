@@ -139,7 +139,7 @@ def _checksums(context: Context, state: ObjectState, *, whole: bool) -> list[tup
     metadata = state.metadata
     if "partNumber" in context.query and metadata.part_checksums:
         algorithm = next(iter(metadata.checksums))
-        value = metadata.part_checksums[int(context.query["partNumber"]) - 1]
+        value = metadata.part_checksums[context.request.integer("partNumber", -1, 1) - 1]
         return [(f"x-amz-checksum-{algorithm.lower()}", value), ("x-amz-checksum-type", metadata.checksum_type)]
     return list(checksum_headers(metadata).items()) if whole else []
 

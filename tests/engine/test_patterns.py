@@ -117,6 +117,17 @@ def test_the_test_finds_patterns_that_are_not(pattern: str, method: str) -> None
     assert times([("here", pattern, False, 0, [method])])[0] != 0
 
 
+def test_numbers_and_dates_of_clients_are_read_in_one_place() -> None:
+    """`isdigit`, `int` and the parsers of dates disagree about what one is."""
+    for path in (ROOT / "s3").glob("*.py"):
+        if path.name not in {"numerals.py", "dates.py"}:
+            text = path.read_text()
+            for word in ("isdigit", "isdecimal", "isnumeric", "parsedate", "strptime", "fromisoformat"):
+                assert word not in text, (
+                    f"{path.name} uses {word}; stratum.s3.numerals and dates read numbers and dates"
+                )
+
+
 PARSERS = """
 import signal, sys
 from stratum import iso_dates, preconditions, tags

@@ -234,6 +234,13 @@ def test_what_may_be_read_in_one_way_only_is_accepted(server: Server) -> None:
         server.client().delete_object(Bucket="open", Key="accepted")
 
 
+def test_blanks_around_a_value_are_no_part_of_it(server: Server) -> None:
+    lines = ("Content-Length: 1", "Content-Type:  text/x \t", "x-amz-meta-a: \t b  c \t ", "x-amz-acl: public-read ")
+    assert ask(server, head("PUT /open/blanks HTTP/1.1", *lines) + b"x") == (200, "")
+    found = server.client().head_object(Bucket="open", Key="blanks")
+    assert (found["ContentType"], found["Metadata"]) == ("text/x", {"a": "b  c"})
+
+
 def test_an_expectation_of_http_1_0_is_ignored(server: Server) -> None:
     with connect(server) as connection:
         connection.sendall(head("PUT /open/old HTTP/1.0", "Content-Length: 5", "Expect: 100-continue"))
@@ -316,6 +323,17 @@ def test_version_2_signs_the_bucket_wherever_it_stands(server: Server) -> None:
 
 
 def test_a_header_that_is_no_list_stands_once(server: Server) -> None:
+    joined = "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/s3/aws4_request,SignedHeaders=host,Signature=0"
+    for sent in (
+        f"{joined}, {joined}",
+        f"{joined},Signature=0",
+        f"{joined},SignedHeaders=host,Signature=0",
+        f"{joined.replace('host', 'host,Extra=1')}",
+    ):
+        assert ask(server, head("GET /open/small HTTP/1.1", f"Authorization: {sent}")) == (
+            400,
+            "AuthorizationHeaderMalformed",
+        )
     both = ["Authorization: AWS a:b", "Authorization: AWS a:b"]
     assert ask(server, head("GET /open/small HTTP/1.1", *both)) == (400, "InvalidRequest")
     assert ask(server, head("GET /open/small HTTP/1.1", "Range: bytes=0-1", "Range: bytes=0-1")) == (

@@ -114,6 +114,12 @@ def test_numbers_of_a_query(signer: Signer, method: str, path: str, query: str, 
         assert (status, code) == (400, "InvalidArgument")
 
 
+def test_zeros_before_a_number_are_read(signer: Signer) -> None:
+    """More of them than `int` takes."""
+    headers = {"x-amz-checksum-mode": "ENABLED"}
+    assert ask(signer, "GET", "/numbers/parts", "partNumber=" + "0" * 5000 + "1", headers) == (206, "")
+
+
 def test_numbers_of_headers(signer: Signer) -> None:
     for value in NO_NUMBERS:
         if value.strip() != value:
