@@ -12,7 +12,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from stratum import access_lists, clones, files, mount_names, quotas
+from stratum import access_lists, clones, files, inode_counts, mount_names, quotas
 from stratum.files import Attributes
 from stratum.fuse.base import handler
 from stratum.fuse.file_operations import FileOperations
@@ -110,17 +110,23 @@ class AttributeOperations(FileOperations):
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         with self.interruptible():
-            total, free = await trio.to_thread.run_sync(
-                self._disk_space, limiter=self._disk_readers, abandon_on_cancel=True
+            total, free, inodes = await trio.to_thread.run_sync(
+                self._statistics, limiter=self._disk_readers, abandon_on_cancel=True
             )
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
         data.f_blocks = total // 4096
         data.f_bfree = data.f_bavail = free // 4096
-        data.f_files = free // 256 + 1
+        data.f_files = free // 256 + inodes
         data.f_ffree = data.f_favail = free // 256
         data.f_namemax = mount_names.NAME_BYTES_MAX
         return data
+
+    def _statistics(self) -> tuple[int, int, int]:
+        """Of what is mounted: bytes in all, bytes free, inodes used."""
+        total, free = self._disk_space()
+        with self._volume.snapshot() as reader:
+            return total, free, inode_counts.used(reader, None if self.root == pyfuse3.ROOT_INODE else self.root)
 
     def _disk_space(self) -> tuple[int, int]:
         """(bytes in all, bytes free) of the data disks, each counted once."""

@@ -213,14 +213,18 @@ class Base(pyfuse3.Operations):
         entry.st_rdev = 0 if inode.kind == Kind.DIRECTORY else inode.rdev
         entry.st_blksize = 4096
         size, mtime_ns = inode.size, inode.mtime_ns
+        allocated = size
         if inode.kind == Kind.DIRECTORY:
-            size = 4096
-        else:
+            size = allocated = 4096
+        elif inode.kind == Kind.FILE:
+            if inode.entries:
+                allocated = inode.entries - 1  # `Inode.allocated`, without the call
             state = self.open_files.state(inode.number)
             if state is not None and state.buffer is not None and state.buffer.dirty:
                 size, mtime_ns = state.buffer.size, state.buffer.mtime_ns
+                allocated = min(size, allocated + state.buffer.written_bytes)
         entry.st_size = size
-        entry.st_blocks = -(-size // BLOCK_BYTES)
+        entry.st_blocks = -(-allocated // BLOCK_BYTES)
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = mtime_ns
         entry.st_ctime_ns = max(inode.ctime_ns, mtime_ns) if mtime_ns != inode.mtime_ns else inode.ctime_ns

@@ -62,12 +62,16 @@ def get_inline(reader: InodeReader, number: int) -> bytes:
 
 def put_inline(tx: MetadataTransaction, inode: Inode, data: bytes) -> None:
     inode.flags |= Inode.INLINE
+    if inode.kind == Kind.FILE:
+        inode.allocated = len(data)
     tx.put(key_u64(b"N", inode.number), checksum(data) + data)
 
 
 def drop_inline(tx: MetadataTransaction, inode: Inode) -> None:
     if inode.flags & Inode.INLINE:
         inode.flags &= ~Inode.INLINE
+        if inode.kind == Kind.FILE:
+            inode.allocated = 0
         tx.delete(key_u64(b"N", inode.number))
 
 

@@ -347,7 +347,7 @@ def _arrive(tx: MetadataTransaction, source: Inode, new_parent: int, new_entry: 
         if source.kind == Kind.FILE:
             tx.usage(source.bucket, 0, -source.size)
             tx.usage(parent.bucket, 0, source.size)
-        source.bucket = parent.bucket
+        tx.move_inode(source, parent.bucket)
     source.ctime_ns = tx.now_ns
     tx.dirty(source)
     tree.attach(tx, parent, new_entry, dentry)

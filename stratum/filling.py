@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from stratum import content, evidence, frozen, longkeys, names, packs
+from stratum.blocks import CHECKSUM_BYTES
 from stratum.errors import NoSpace, StillFilling
 from stratum.log import get_logger
 from stratum.schema import LINKS_MAX, Dentry, Inode, Kind, Slice, key_u64, key_u64_u64, prefix_range
@@ -416,6 +417,8 @@ def copy_inode(
         raw_or_none = source.get(key_u64(table, inode.number)) if inode.flags & flag else None
         if raw_or_none is not None:
             tx.put(key_u64(table, number), raw_or_none)
+            if flag == Inode.INLINE and inode.kind == Kind.FILE:
+                made.allocated = len(raw_or_none) - CHECKSUM_BYTES
     if inode.kind == Kind.FILE:
         tx.usage(bucket, 0, inode.size, checked=checked)
     return made

@@ -22,6 +22,7 @@ from stratum import (
     fsck_repairs,
     fsck_secrets,
     fsck_tiers,
+    fsck_usage,
     housekeeping,
     longkeys,
     names,
@@ -45,7 +46,6 @@ from stratum.schema import (
     SegmentRow,
     Slice,
     key_u64,
-    pack_json,
     prefix_range,
     split_u64_u64,
     unpack_json,
@@ -443,8 +443,9 @@ class _Checker:
             if buckets.usage(reader, row) != wanted:
                 self.found(
                     "bucket-usage", name, f"says {buckets.usage(reader, row)} objects and bytes, counted {wanted}",
-                    fsck_repairs.put_row(key_u64(b"H", row.inode), pack_json({"objects": wanted[0], "bytes": wanted[1]})),
+                    fsck_repairs.set_usage(row.inode, *wanted),
                 )  # fmt: skip
+        fsck_usage.check(reader, self.inodes, self.buckets, self.found)
 
     def check_data(self, reader: InodeReader, seen: Seen | None) -> None:
         """Read every byte, through descriptors of its own: one that was open before would hide that a file is gone."""

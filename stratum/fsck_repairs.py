@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from stratum import content, inventory, longkeys, names, tree
 from stratum.multipart import scan_all_parts
-from stratum.schema import ROOT_INODE, Dentry, Kind, key_u64, key_u64_u64, prefix_range, split_u64_u64
+from stratum.schema import (
+    ROOT_INODE,
+    Dentry,
+    Kind,
+    key_u64,
+    key_u64_u64,
+    pack_json,
+    prefix_range,
+    split_u64_u64,
+    unpack_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +130,29 @@ def recut(number: int, piece: Slice) -> Repair:
         before = [other for other in tx.slices(number, 0, piece.file_offset) if other.end > piece.file_offset]
         for other in before:
             tx.put_slice(number, replace(other, length=piece.file_offset - other.file_offset))
+
+    return repair
+
+
+def set_allocated(number: int, size: int) -> Repair:
+    def repair(tx: MetadataTransaction) -> None:
+        inode = tx.inode(number)
+        inode.allocated = size
+        tx.dirty(inode)
+
+    return repair
+
+
+def set_usage(bucket: int, objects: int, size: int, inodes: int | None = None) -> Repair:
+    """`inodes` stay as they are if none are given."""
+
+    def repair(tx: MetadataTransaction) -> None:
+        key = key_u64(b"H", bucket)
+        row = {**unpack_json(tx.get(key) or b"{}"), "objects": objects, "bytes": size}
+        if inodes is not None:
+            row["inodes"] = inodes
+            row.pop("since", None)
+        tx.put(key, pack_json(row))
 
     return repair
 

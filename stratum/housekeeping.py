@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from stratum import clones, filling, packs, tree
+from stratum import clones, filling, inode_counts, packs, tree
 from stratum.compaction import Compactor
 from stratum.errors import StratumError
 from stratum.fencing import fence, fence_ending
@@ -95,6 +95,7 @@ def run_once(volume: Volume, *, sweep: bool = True) -> None:
         pass
     if sweep or recovered:
         sweep_segments(volume)
+        inode_counts.complete(volume)
     trim_change_log(volume)
     volume.refill_reserve()
 

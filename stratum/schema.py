@@ -10,7 +10,8 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     F txn, extent                -> generation of the extent, which had no references then; its X row, K row and bytes go when no reader
                                     is older than txn, if it still has that generation
     G segment                    -> SegmentRow: one data file
-    H bucket inode               -> objects, bytes: what the bucket holds
+    H bucket inode               -> JSON {objects, bytes, inodes}: what the bucket holds. Instead of `inodes`, `since`: how many more there are since something
+                                    began to count them (inode_counts.py)
     I inode                      -> Inode
     K extent                     -> block checksums, 16 bytes a block, if they do not fit the X row
     L txn, number                -> ChangeRow: what mounts must forget; written only while a mount lives
@@ -71,7 +72,7 @@ without live children *is* the key `d/`, empty.
 Inodes. Numbers are session id << 32 | counter, never used twice; 1 is the root. For a directory `entries` counts all
 dentries and `live` those that S3 shows (files, and directories that are or contain keys). A directory that is not
 explicit, has no object and no entries does not exist. `parent` is the directory of a directory, and of another inode the one
-that its newest name stands in; `entry` is that name (names.py), and stands behind the rest of the row. `version` grows with every committed
+that its newest name stands in; `entry` is that name (names.py), and stands behind the rest of the row. A file's `entries` are its allocated bytes and one. `version` grows with every committed
 change of content.
 """
 
@@ -194,7 +195,7 @@ class Inode:
         self.atime_ns = self.mtime_ns = self.ctime_ns = now_ns
         self.version = 1
         self.etag = bytes(16)
-        self.entries = 0
+        self.entries = 1 if kind == Kind.FILE else 0
         self.live = 0
         self.bucket = bucket
         self.parent = parent
@@ -225,6 +226,18 @@ class Inode:
     def object_inode(self) -> int:
         """Of a directory: the inode of the object whose key is the directory's own, or 0. Kept in `rdev`."""
         return self.rdev if self.kind == Kind.DIRECTORY else 0
+
+    @property
+    def allocated(self) -> int | None:
+        """Of a file: its bytes that lie in extents or inline, which a hole has not; None if its row comes from a version that did not count them.
+
+        Kept in `entries`, with one added.
+        """
+        return self.entries - 1 if self.entries else None
+
+    @allocated.setter
+    def allocated(self, size: int) -> None:
+        self.entries = size + 1
 
     @property
     def has_metadata(self) -> bool:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from stratum import evidence, frozen, packs, quotas
+from stratum.blocks import CHECKSUM_BYTES
 from stratum.errors import Gone, NotFound, SessionDead
 from stratum.kv.contract import prefix_end
 from stratum.schema import (
@@ -105,6 +106,13 @@ class InodeReader:
         found = unpack_json(raw) if raw else {"objects": 0, "bytes": 0}
         return found["objects"], found["bytes"]
 
+    def allocated_by_rows(self, inode: Inode, limit: int) -> int | None:
+        """What `Inode.allocated` should be, counted; None if more than `limit` slices would have to be."""
+        if inode.flags & Inode.INLINE:
+            return len(self.get(key_u64(b"N", inode.number)) or b"") - CHECKSUM_BYTES
+        rows = self.first_rows(key_u64_u64(b"S", inode.number, 0), key_u64_u64(b"S", inode.number, 1 << 63), limit + 1)
+        return sum(Slice.unpack(0, raw).length for _, raw in rows) if len(rows) <= limit else None
+
     def has_slices(self, inode: int, stop: int) -> bool:
         """Whether anything of [0, stop) lies in an extent; a file may have a hundred thousand of them."""
         return bool(self.first_rows(key_u64_u64(b"S", inode, 0), key_u64_u64(b"S", inode, stop), 1))
@@ -143,10 +151,13 @@ class MetadataTransaction(InodeReader):
         """What mounts must forget, as rows of the change log."""
         self._inodes: dict[int, Inode] = {}
         self._dirty: set[int] = set()
+        self._added: set[int] = set()
+        """Inodes that are not counted in their bucket yet."""
         self._extents: dict[int, tuple[ExtentRow, bytes]] = {}
         self._extents_new: set[int] = set()
         self._segments: dict[int, SegmentRow] = {}
         self._usage: dict[int, list[int]] = {}
+        """By bucket: objects, bytes and inodes more than before."""
         self._growth: dict[int, tuple[int, int]] = {}
         self._written: set[int] = set()
         self._mounts: list[int] | None = None
@@ -192,13 +203,19 @@ class MetadataTransaction(InodeReader):
                 put(key_u64(b"K", number), checksums)
         for number, segment in self._segments.items():
             put(key_u64(b"G", number), segment.pack())
-        for bucket, (objects, size) in self._usage.items():
+        for number in self._added:
+            self._usage.setdefault(self._inodes[number].bucket, [0, 0, 0])[2] += 1
+        for bucket, (objects, size, inodes) in self._usage.items():
             if not self.has_inode(bucket):
                 continue  # the last users of its files let go after the bucket went
             key = key_u64(b"H", bucket)
-            before = unpack_json(self.get(key) or b'{"objects":0,"bytes":0}')
-            put(key, pack_json({"objects": before["objects"] + objects, "bytes": before["bytes"] + size}))
+            counts = unpack_json(self.get(key) or b'{"objects":0,"bytes":0}')
+            counted = "inodes" if "inodes" in counts or bucket in self._added else "since"
+            for name, more in (("objects", objects), ("bytes", size), (counted, inodes)):
+                counts[name] = counts.get(name, 0) + more
+            put(key, pack_json(counts))
         self._dirty.clear()
+        self._added.clear()
         self._extents.clear()
         self._extents_new.clear()
         self._segments.clear()
@@ -217,6 +234,7 @@ class MetadataTransaction(InodeReader):
 
     def add_inode(self, inode: Inode) -> Inode:
         self._inodes[inode.number] = inode
+        self._added.add(inode.number)
         self.dirty(inode)
         return inode
 
@@ -225,15 +243,27 @@ class MetadataTransaction(InodeReader):
         self._dirty.add(inode.number)
 
     def remove_inode(self, number: int) -> None:
+        if number in self._added:
+            self._added.remove(number)
+        elif self.has_inode(number):
+            self._usage.setdefault(self.inode(number).bucket, [0, 0, 0])[2] -= 1
         self._inodes.pop(number, None)
         self._dirty.discard(number)
         self.delete(key_u64(b"I", number))
+
+    def move_inode(self, inode: Inode, bucket: int) -> None:
+        """To another bucket, without what it counts for there."""
+        if inode.number not in self._added:
+            self._usage.setdefault(inode.bucket, [0, 0, 0])[2] -= 1
+            self._usage.setdefault(bucket, [0, 0, 0])[2] += 1
+        inode.bucket = bucket
+        self.dirty(inode)
 
     def usage(self, bucket: int, objects: int, size: int, *, checked: bool = True) -> None:
         """`checked`: quotas are asked about it."""
         if objects or size:
             self.writes += 1
-            entry = self._usage.setdefault(bucket, [0, 0])
+            entry = self._usage.setdefault(bucket, [0, 0, 0])
             entry[0] += objects
             entry[1] += size
             if not checked:
@@ -243,7 +273,7 @@ class MetadataTransaction(InodeReader):
 
     def usage_of(self, bucket: int) -> tuple[int, int]:
         objects, size = super().usage_of(bucket)
-        more = self._usage.get(bucket, (0, 0))
+        more = self._usage.get(bucket, (0, 0, 0))
         return objects + more[0], size + more[1]
 
     def check_quotas(self, *, frees: bool) -> None:
@@ -379,8 +409,21 @@ class MetadataTransaction(InodeReader):
 
     # -- slices -------------------------------------------------------------------------------------------------------
 
+    def _allocate(self, number: int, size: int) -> None:
+        """Before a slice comes or goes: the file has `size` bytes more in extents. All changes of slices pass here."""
+        if not self.has_inode(number):
+            return  # its slices are freed after it
+        inode = self.inode(number)
+        allocated = inode.allocated
+        if allocated is None:
+            allocated = self.allocated_by_rows(inode, SLICES_FREED_AT_ONCE_MAX)
+        if allocated is not None:
+            inode.allocated = allocated + size
+            self.dirty(inode)
+
     def put_slice(self, inode: int, piece: Slice, *, moved: bool = False) -> None:
         """`moved`: the file's bytes are what they were, so this is no evidence of use."""
+        self._allocate(inode, piece.length)
         self.put(key_u64_u64(b"S", inode, piece.file_offset), piece.pack())
         self.put(key_u64_u64(b"o", piece.extent, inode), b"")
         if not moved:
@@ -390,6 +433,7 @@ class MetadataTransaction(InodeReader):
         """Make [start, stop) a hole. What a cut leaves of a slice keeps its extent. `moved`: as of `put_slice`."""
         for piece in self.slices(inode, start, stop):
             left, right = start - piece.file_offset, piece.end - stop
+            self._allocate(inode, -piece.length)
             self.delete(key_u64_u64(b"S", inode, piece.file_offset))
             if left > 0:
                 self.put_slice(inode, Slice(piece.file_offset, left, piece.extent, piece.extent_offset), moved=moved)
@@ -407,6 +451,7 @@ class MetadataTransaction(InodeReader):
             batch.append((key, Slice.unpack(split_u64_u64(key)[1], raw)))
             if len(batch) >= limit:
                 break
+        self._allocate(inode, -sum(piece.length for _, piece in batch))
         for key, piece in batch:
             self.delete(key)
             self.reference_extent(piece.extent, -1)

@@ -82,6 +82,11 @@ class WriteBuffer:
     def dirty(self) -> bool:
         return self.mtime_ns != 0
 
+    @property
+    def written_bytes(self) -> int:
+        """Those that have been written."""
+        return self.memory_bytes + sum(piece.length for piece in self.spilled)
+
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: bytes | memoryview, now_ns: int) -> None:

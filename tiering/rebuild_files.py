@@ -299,14 +299,14 @@ def _claim(tx: MetadataTransaction, entry: dict[str, Any], *, only_what_is_free:
             return
     if is_new:
         inode = Inode.unpack(told.number, told.pack())
-        inode.bucket, inode.parent, inode.nlink, inode.flags, inode.size = bucket.inode, 0, 0, 0, 0
+        inode.bucket, inode.parent, inode.nlink, inode.flags, inode.size, inode.allocated = bucket.inode, 0, 0, 0, 0, 0
         tx.add_inode(inode)
     inode = tx.inode(told.number)
     given_up = _names_to_give_up(tx, inode, bucket, keys) if not is_new and told.nlink == len(keys) else []
     if inode.bucket != bucket.inode:
         tx.usage(inode.bucket, 0, -inode.size)
         tx.usage(bucket.inode, 0, inode.size)
-        inode.bucket = bucket.inode
+        tx.move_inode(inode, bucket.inode)
     for key in keys:
         _give_name(tx, bucket, key, inode)
     for source, key in given_up:

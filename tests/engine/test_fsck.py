@@ -20,7 +20,9 @@ from stratum.schema import (
     Slice,
     key_u64,
     key_u64_u64,
+    pack_json,
     prefix_range,
+    unpack_json,
 )
 from tests.support import BUCKET, get, put
 
@@ -191,6 +193,17 @@ def bucket_usage(tx: Transaction, reader: InodeReader) -> None:
     tx.put(key_u64(b"H", buckets.get(reader, BUCKET).inode), b'{"objects":99,"bytes":1}')
 
 
+def allocated_count(tx: Transaction, reader: InodeReader) -> None:
+    inode = find(reader, b"dir/large")
+    inode.allocated = 7
+    tx.put(key_u64(b"I", inode.number), inode.pack())
+
+
+def inode_count(tx: Transaction, reader: InodeReader) -> None:
+    key = key_u64(b"H", buckets.get(reader, BUCKET).inode)
+    tx.put(key, pack_json({**unpack_json(reader.get(key) or b""), "inodes": 99}))
+
+
 def dangling_part(tx: Transaction, reader: InodeReader) -> None:
     key, raw = next(iter(reader.scan(*prefix_range(b"P"))))
     tx.put(key[:-1] + b"\x09", raw.replace(b'"inode":', b'"inode":9'))
@@ -214,7 +227,7 @@ REPAIRABLE = [
     dangling_entry, dangling_object, directory_counts, directory_live, directory_parent, directory_name, wrong_name, missing_name, one_name_of_several, stray_name,
     stray_name_of_nothing, wrong_name_of_own_object, link_count, unreachable_inode, unheld_orphan, bucket_without_entry,
     directory_without_bucket, stray_slice, extent_references, unfreed_extent, stray_free, segment_counts, stray_metadata, stray_content, stray_attribute,
-    bucket_usage, dangling_part, stray_part, overlapping_slices,
+    bucket_usage, allocated_count, inode_count, dangling_part, stray_part, overlapping_slices,
 ]  # fmt: skip
 
 

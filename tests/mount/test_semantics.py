@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,90 @@ def test_statfs_is_true(mounted: Server, home: Path) -> None:
     free = ours.f_bavail * ours.f_frsize
     assert free <= disk.f_bavail * disk.f_frsize - reserve + disk.f_blocks * disk.f_frsize // 100
     assert free == pytest.approx(disk.f_bavail * disk.f_frsize - reserve, rel=0.05)
+
+
+def test_statfs_counts_inodes(mounted: Server, home: Path, tmp_path: Path) -> None:
+    def used(folder: Path) -> int:
+        found = os.statvfs(folder)
+        assert found.f_files > found.f_ffree == found.f_favail > 1000
+        return found.f_files - found.f_ffree
+
+    def until(folder: Path, wanted: int) -> None:
+        deadline = time.monotonic() + 20  # names that are gone may still be on their way to somebody
+        while used(folder) != wanted:
+            assert time.monotonic() < deadline, f"{used(folder)} inodes, not {wanted}"
+            time.sleep(0.1)
+
+    with mounting(mounted, tmp_path / "one", "--read-only", "--bucket", home.name) as one:
+        assert used(one) == 1
+        (home / "d").mkdir()
+        for number in range(20):
+            (home / "d" / str(number)).write_bytes(b"x")
+        (home / "link").symlink_to("d")
+        os.link(home / "d" / "0", home / "again")
+        assert used(one) == 1 + 22
+        assert used(home) > used(one)
+        for number in range(20):
+            (home / "d" / str(number)).unlink()
+        with (home / "open").open("wb") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+            (home / "open").unlink()
+            until(one, 1 + 4)  # d, link, what has another name, what is open
+        until(one, 1 + 3)
+        lines = subprocess.run(["df", "-i", one], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert int(lines[1].split()[2]) == 4
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["not written back yet", "closed"])
+def test_blocks_are_what_is_allocated(home: Path, *, closed: bool) -> None:
+    """And never none for a file with bytes, which tar would take for a hole."""
+    path = home / f"sparse-{closed}"
+
+    def blocks() -> int:
+        if not closed:
+            return os.fstat(file.fileno()).st_blocks
+        os.fsync(file.fileno())
+        return path.stat().st_blocks
+
+    with path.open("w+b") as file:
+        assert blocks() == 0
+        file.write(b"x")
+        file.flush()
+        assert blocks() == 1
+        file.seek(10 << 30)
+        file.write(b"x")
+        file.flush()
+        assert 1 <= blocks() <= 64
+        file.seek(1 << 20)
+        file.write(b"x" * 1_000_000)
+        file.flush()
+        assert 1_000_000 // 512 <= blocks() <= 1_000_000 // 512 + 64
+        file.truncate(100)
+        assert 1 <= blocks() <= 40
+        file.truncate(10 << 30)
+        assert 1 <= blocks() <= 40
+        file.truncate(0)
+        assert blocks() == 0
+
+
+def test_a_sparse_file_is_copied_as_it_is(home: Path, tmp_path: Path) -> None:
+    path, archive = home / "sparse", tmp_path / "archive.tar"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(1 << 29)
+        file.write(b"in the middle")
+    (home / "small").write_bytes(b"small")
+    told = subprocess.run(["du", "-k", path], capture_output=True, text=True, check=True).stdout
+    assert int(told.split()[0]) <= 64
+    subprocess.run(["tar", "-S", "-C", home, "-cf", archive, "sparse", "small"], check=True)
+    assert archive.stat().st_size < 1 << 20
+    subprocess.run(["tar", "-C", tmp_path, "-xf", archive], check=True)
+    assert (tmp_path / "small").read_bytes() == b"small"
+    with (tmp_path / "sparse").open("rb") as file:
+        file.seek(1 << 29)
+        assert file.read(13) == b"in the middle"
 
 
 def test_links_end(mounted: Server, home: Path) -> None:
