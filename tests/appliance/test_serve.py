@@ -79,22 +79,23 @@ def test_what_is_written_while_the_mount_is_away_is_refused_and_lands_nowhere(tm
     with serving(tmp_path, mount=True, allow_errors=True) as server:
         assert server.mount is not None
         server.client().create_bucket(Bucket="away")
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITES, str(server.mount / "away")], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "begun\n"
-        for _ in range(3):
-            before = mount_id(server.mount)
-            pid = next(int(row["pid"]) for row in server.processes() if row["role"] == "mount")
-            os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 40
-            while is_alive(pid) or mount_id(server.mount) == before or not os.path.isdir(server.mount / "away"):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        writer.terminate()
-        written = json.loads(writer.stdout.read())
-        writer.wait()
+        words = [sys.executable, "-c", WRITES, str(server.mount / "away")]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+            try:
+                assert writer.stdout is not None
+                assert writer.stdout.readline() == "begun\n"
+                for _ in range(3):
+                    before = mount_id(server.mount)
+                    pid = next(int(row["pid"]) for row in server.processes() if row["role"] == "mount")
+                    os.kill(pid, signal.SIGKILL)
+                    deadline = time.monotonic() + 40
+                    while is_alive(pid) or mount_id(server.mount) == before or not os.path.isdir(server.mount / "away"):
+                        assert time.monotonic() < deadline
+                        time.sleep(0.02)
+                writer.terminate()
+                written = json.loads(writer.stdout.read())
+            finally:
+                writer.kill()
         keys = {name for name in os.listdir(server.mount / "away") if name.startswith("f")}
         assert set(written) <= keys, "what was written without an error is there"
         assert len(mount_table.stacked_at(str(server.mount))) == 1
