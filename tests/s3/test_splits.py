@@ -22,10 +22,10 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from stratum import buckets, log, multipart, objects, volume
+from stratum import buckets, log, metrics, multipart, objects, volume
 from stratum.errors import StratumError
 from stratum.identity import Identities
-from stratum.s3 import app, signatures
+from stratum.s3 import app, routes, signatures
 from stratum.s3.connection import Connection
 from stratum.schema import ObjectMetadata
 from stratum.volume import Volume
@@ -259,13 +259,25 @@ def framing_cases() -> list[Case]:
         Case("two hosts", plain("GET", f"/{BUCKET}/here", "Host: h"), statuses=(400,)),
         Case("absolute", plain("GET", f"http://h/{BUCKET}/here")),
         Case("two slashes", plain("GET", "//here"), statuses=(400,)),
-        Case("expectation", plain("PUT", path, "Content-Length: 5", "Expect: x", body=b"hello"), "framed", (417,)),
+        Case("expectation", plain("PUT", path, "Content-Length: 5", "Expect: x", body=b"hello"), "framed"),
         Case("connect", plain("CONNECT", "h:80"), statuses=(405,)),
         Case("old", f"PUT {path} HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello".encode(), "framed"),
         Case("old get", f"GET /{BUCKET}/here HTTP/1.0\r\n\r\n".encode()),
         Case("http 2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", statuses=(400,)),
         Case("no version", b"GET /\r\n\r\n", statuses=(505,)),
     ]  # fmt: skip
+
+
+def called_routes() -> list[tuple[str, str, str]]:
+    """Those that are more than a fixed answer, but for the ones that a query or header alone tells apart."""
+    return [
+        at
+        for at, route in routes.TABLE.items()
+        if route.operation in metrics.S3_OPERATIONS
+        and at[1] != routes.SERVICE
+        and at[2] != "list-type"
+        and not at[2].startswith(" ")
+    ]
 
 
 def call_cases(endpoint: Endpoint) -> list[Case]:
@@ -279,26 +291,26 @@ def call_cases(endpoint: Endpoint) -> list[Case]:
         "complete": b"<CompleteMultipartUpload><Part><PartNumber>7</PartNumber><ETag>none</ETag></Part></CompleteMultipartUpload>",
     }
     cases = []
-    for table, path in ((app._BUCKET, f"/{BUCKET}"), (app._OBJECT, f"/{BUCKET}/called")):
-        for method, name in table:
-            query, where, headers = name, path, {}
-            body = documents.get(name, b"") if method in {"PUT", "POST"} else b""
-            if name == "uploadId":
-                where = f"/{BUCKET}/parts"
-                query = f"uploadId={'none' if method == 'DELETE' else endpoint.upload}"
-                query += "&partNumber=1" if method == "PUT" else ""
-                body = documents["complete"] if method == "POST" else b"part" if method == "PUT" else b""
-            elif name == "acl" and method == "PUT":
-                headers = {"x-amz-acl": "public-read-write"}
-            elif name == "attributes":
-                headers = {"x-amz-object-attributes": "ETag,ObjectSize"}
-            elif (method, name) == ("PUT", "") and path.endswith("called"):
-                headers, body = {"x-amz-meta-a": "b", "content-type": "text/x"}, b"called"
-            elif (method, name) == ("DELETE", ""):
-                where += "-not"
-            key = "called" if where.endswith("called") else ""
-            raw = signed(endpoint, method, where, query, body, headers=headers)
-            cases.append(Case(f"{method} {where}?{name}", raw, key, ()))
+    for method, resource, name in called_routes():
+        path = f"/{BUCKET}" if resource == routes.BUCKET else f"/{BUCKET}/called"
+        query, where, headers = name, path, {}
+        body = documents.get(name, b"") if method in {"PUT", "POST"} else b""
+        if name == "uploadId":
+            where = f"/{BUCKET}/parts"
+            query = f"uploadId={'none' if method == 'DELETE' else endpoint.upload}"
+            query += "&partNumber=1" if method == "PUT" else ""
+            body = documents["complete"] if method == "POST" else b"part" if method == "PUT" else b""
+        elif name == "acl" and method == "PUT":
+            headers = {"x-amz-acl": "public-read-write"}
+        elif name == "attributes":
+            headers = {"x-amz-object-attributes": "ETag,ObjectSize"}
+        elif (method, name) == ("PUT", "") and path.endswith("called"):
+            headers, body = {"x-amz-meta-a": "b", "content-type": "text/x"}, b"called"
+        elif (method, name) == ("DELETE", ""):
+            where += "-not"
+        key = "called" if where.endswith("called") else ""
+        raw = signed(endpoint, method, where, query, body, headers=headers)
+        cases.append(Case(f"{method} {where}?{name}", raw, key, ()))
     copied = {"x-amz-copy-source": f"/{BUCKET}/here", "x-amz-copy-source-range": "bytes=1-3"}
     chunks, decoded = [b"a" * 8192, b"b"], {"x-amz-decoded-content-length": "8193"}
     crc = {"x-amz-trailer": "x-amz-checksum-crc32", "x-amz-decoded-content-length": "5"}
@@ -380,14 +392,14 @@ def test_pipelined_requests_get_the_answers_they_get_alone(endpoint: Endpoint) -
             )
 
     kept = [case for case in call_cases(endpoint) if case.statuses in {(), (200,)} and "not" not in case.name]
+    kept = [case for case in kept if "POST" not in case.name or "uploads" not in case.name]  # each adds to a list
     for _ in range(longer(60, 2000)):
         endpoint.run(row(chance.sample(kept, chance.randint(2, 6))))
 
 
 def test_the_cases_are_all_calls(endpoint: Endpoint) -> None:
     """Each handler of the tables is asked, and no answer is an error of ours."""
-    names = {handler.__name__ for table in (app._BUCKET, app._OBJECT) for handler in table.values()}
-    assert len(names) > 25
+    assert len(called_routes()) > 25
     refused = []
     for case in call_cases(endpoint):
         answer = endpoint.run(endpoint.answer([case.raw]))
