@@ -215,15 +215,15 @@ def _buckets() -> None:
         "PUT", BUCKET, "acl", "PutBucketAcl", bucket_handlers.put_bucket_acl, gates.bucket(access.WRITE_ACL), headers=("x-amz-acl",),
         document=True,
     )  # fmt: skip
-    for name, get, put, remove in (
-        ("lifecycle", tier_handlers.get_lifecycle, tier_handlers.put_lifecycle, tier_handlers.delete_lifecycle),
-        ("tagging", tag_handlers.get_bucket_tagging, tag_handlers.put_bucket_tagging, tag_handlers.delete_bucket_tagging),
-    ):  # fmt: skip
-        what = "Lifecycle" if name == "lifecycle" else "Tagging"
-        long = "LifecycleConfiguration" if name == "lifecycle" else what
-        _add("GET", BUCKET, name, f"GetBucket{long}", get, gates.owner)
-        _add("PUT", BUCKET, name, f"PutBucket{long}", put, gates.owner, document=True)
-        _add("DELETE", BUCKET, name, f"DeleteBucket{what}", remove, gates.owner)
+    _add("GET", BUCKET, "lifecycle", "GetBucketLifecycleConfiguration", tier_handlers.get_lifecycle, gates.owner)
+    _add(
+        "PUT", BUCKET, "lifecycle", "PutBucketLifecycleConfiguration", tier_handlers.put_lifecycle, gates.owner, document=True,
+        headers=("x-amz-transition-default-minimum-object-size",),
+    )  # fmt: skip
+    _add("DELETE", BUCKET, "lifecycle", "DeleteBucketLifecycle", tier_handlers.delete_lifecycle, gates.owner)
+    _add("GET", BUCKET, "tagging", "GetBucketTagging", tag_handlers.get_bucket_tagging, gates.owner)
+    _add("PUT", BUCKET, "tagging", "PutBucketTagging", tag_handlers.put_bucket_tagging, gates.owner, document=True)
+    _add("DELETE", BUCKET, "tagging", "DeleteBucketTagging", tag_handlers.delete_bucket_tagging, gates.owner)
 
 
 _CONFIGURATIONS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
 
 RESTORE_DAYS_MAX = 36500
+_MINIMUM = "x-amz-transition-default-minimum-object-size"
 
 
 def _own(context: Context, reader: InodeReader) -> BucketRow:
@@ -42,6 +44,10 @@ def put_lifecycle(context: Context) -> Answer:
     rules = lifecycle_xml.parse_rules(
         parse(read_document(context), "LifecycleConfiguration"), set(classes) - {"STANDARD"}
     )
+    minimum = context.header(_MINIMUM) or ""
+    if minimum not in {"", *lifecycle.TRANSITION_MINIMA}:
+        raise S3Error("InvalidRequest", f"Value for {_MINIMUM} header is invalid.")
+    rules = [replace(rule, transition_minimum=minimum) for rule in rules]
 
     def commit(tx: MetadataTransaction) -> None:
         bucket = _own(context, tx)
@@ -49,7 +55,12 @@ def put_lifecycle(context: Context) -> Answer:
         lifecycle.put(tx, bucket.inode, rules)
 
     context.volume.mutate(commit)
-    return empty(200)
+    return empty(200, _minimum_of(rules))
+
+
+def _minimum_of(rules: list[Rule]) -> dict[str, str]:
+    """What the client that set the rules said of small objects; the same in all of them."""
+    return {_MINIMUM: rules[0].transition_minimum} if rules[0].transition_minimum else {}
 
 
 def get_lifecycle(context: Context) -> Answer:
@@ -57,7 +68,7 @@ def get_lifecycle(context: Context) -> Answer:
         rules = lifecycle.get(reader, _own(context, reader).inode)
     if not rules:
         raise S3Error("NoSuchLifecycleConfiguration")
-    return xml(lifecycle_xml.rules_document(rules))
+    return xml(lifecycle_xml.rules_document(rules), headers=_minimum_of(rules))
 
 
 def delete_lifecycle(context: Context) -> Answer:

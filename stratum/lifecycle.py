@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 DAY_S = 86400.0
 RULES_MAX = 1000
+TRANSITION_BYTES_MIN = 128 * 1024
+TRANSITION_MINIMA = ("all_storage_classes_128K", "varies_by_storage_class")
+"""S3's names for what is too small to be moved where a rule names no size: in every class, or in those of no archive."""
+_ARCHIVES = frozenset(("GLACIER", "DEEP_ARCHIVE"))
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,6 +66,8 @@ class Rule:
     noncurrent_transitions: tuple[Transition, ...] = ()
     noncurrent_expiration: Transition | None = None
     abort_days: int | None = None
+    transition_minimum: str = ""
+    """One of `TRANSITION_MINIMA`; "" moves objects of any size."""
 
 
 def _when(row: dict[str, Any] | None) -> When | None:
@@ -87,6 +93,7 @@ def unpack(raw: bytes) -> list[Rule]:
                 Filter(limits["prefix"], tuple(map(tuple, limits["tags"])), limits["size_greater"], limits["size_less"], limits["style"]),
                 tuple(map(_transition, row["transitions"])), _when(row["expiration"]), row["expired_delete_marker"],
                 tuple(map(_transition, row["noncurrent_transitions"])), _transition(newer) if newer else None, row["abort_days"],
+                row.get("transition_minimum", ""),
             )
         )  # fmt: skip
     return found
@@ -127,6 +134,14 @@ def due_s(when: When, since_s: float, day_s: float) -> float:
     return moment_s if day_s else -(-moment_s // DAY_S) * DAY_S
 
 
+def _is_large_enough(rule: Rule, storage_class: str, size: int) -> bool:
+    limits = rule.filter
+    if not rule.transition_minimum or limits.size_greater is not None or limits.size_less is not None:
+        return True
+    archived = rule.transition_minimum == "varies_by_storage_class" and storage_class in _ARCHIVES
+    return archived or size >= TRANSITION_BYTES_MIN
+
+
 def wants_tags(rules: list[Rule]) -> bool:
     """Whether an object's tags must be known to say what the rules want of it."""
     return any(rule.filter.tags for rule in rules)
@@ -153,7 +168,7 @@ def transition(
         for rule in rules
         if matches(rule, key, size, tags)
         for move in rule.transitions
-        if due_s(move.when, mtime_s, day_s) <= now_s
+        if due_s(move.when, mtime_s, day_s) <= now_s and _is_large_enough(rule, move.storage_class, size)
     ]
     if not found:
         return None

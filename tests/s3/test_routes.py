@@ -360,6 +360,22 @@ def test_writing_a_configuration_is_not_built(server: Server, bucket: str) -> No
             call(Bucket=bucket, **more)
 
 
+def test_the_smallest_object_that_a_lifecycle_moves(server: Server, bucket: str) -> None:
+    """Terraform sets it with each configuration and waits until it reads it back."""
+    client = server.client()
+    rules = {"Rules": [{"ID": "r", "Status": "Enabled", "Filter": {"Prefix": "a"}, "Expiration": {"Days": 3}}]}
+    for sent in ("all_storage_classes_128K", "varies_by_storage_class"):
+        put = {"Bucket": bucket, "LifecycleConfiguration": rules, "TransitionDefaultMinimumObjectSize": sent}
+        assert client.put_bucket_lifecycle_configuration(**put)["TransitionDefaultMinimumObjectSize"] == sent
+        found = client.get_bucket_lifecycle_configuration(Bucket=bucket)
+        assert found["TransitionDefaultMinimumObjectSize"] == sent
+    with pytest.raises(client.exceptions.ClientError, match="InvalidRequest"):
+        client.put_bucket_lifecycle_configuration(**{**put, "TransitionDefaultMinimumObjectSize": "none"})
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
+    assert "TransitionDefaultMinimumObjectSize" not in client.get_bucket_lifecycle_configuration(Bucket=bucket)
+    client.delete_bucket_lifecycle(Bucket=bucket)
+
+
 def test_a_preflight_hears_that_there_is_no_cors(server: Server, bucket: str) -> None:
     answer = requests.options(f"{server.endpoint}/{bucket}/kept", headers={"Origin": "https://a.test"}, timeout=10)
     assert code_of(answer) == (400, "BadRequest")
