@@ -26,6 +26,7 @@ from stratum import metrics
 from stratum.log import get_logger
 from stratum.s3 import framing
 from stratum.s3.errors import S3Error
+from stratum.s3.origin import is_trusted
 from stratum.s3.xml import error as error_body
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ class Connection(HttpToolsProtocol):
     """Of one process. The worker lowers it to what its descriptors allow."""
     address_connections_max = ADDRESS_CONNECTIONS_MAX
     """Of those, from one client address, or from one /64 of IPv6; 0: as many as there are. `s3.connections_per_address_max`."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses that many clients come through."""
     _of_address: ClassVar[dict[str, int]] = {}
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -153,7 +156,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
         metrics.S3_CONNECTIONS.add()
-        self._address = address_of(self.client)
+        if not (self.trusted_proxies and self.client and is_trusted(self.client[0], self.trusted_proxies)):
+            self._address = address_of(self.client)
         count = self._of_address[self._address] = self._of_address.get(self._address, 0) + 1
         if self._is_crowded(2):
             log.info("connection_dropped", client=self._address, connections=count)
@@ -164,7 +168,7 @@ class Connection(HttpToolsProtocol):
     def _is_crowded(self, times: int = 1) -> bool:
         """Whether the client's address has more than `times` the connections that it may have."""
         most = self.address_connections_max * times
-        return 0 < most < self._of_address.get(self._address, 0)
+        return bool(self._address) and 0 < most < self._of_address.get(self._address, 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -303,7 +307,7 @@ class Connection(HttpToolsProtocol):
             self._error = error
             raise StopParsing from error
         if authority:
-            self.headers[:] = [(name, authority if name == b"host" else value) for name, value in self.headers]
+            self.headers[:] = [(b"host", authority), *(field for field in self.headers if field[0] != b"host")]
         self._disarm()
         self._stage = _BODY
         scope["http_version"] = version

@@ -37,6 +37,7 @@ def main() -> None:
     config = load(root)
     Connection.connections_max = min(CONNECTIONS_MAX, raise_descriptor_limit() - 512)
     Connection.address_connections_max = config.s3_connections_per_address_max
+    Connection.trusted_proxies = tuple(config.s3_trusted_proxies)
     logs.set_up(config.log_format, config.log_level)
     # What it would say we say ourselves: one line a request, and a line for each that breaks.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)

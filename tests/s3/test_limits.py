@@ -207,6 +207,15 @@ def test_one_address_has_a_share_of_the_connections(tmp_path: Path) -> None:
             connection.close()
 
 
+def test_trusted_proxies_have_no_such_limit(tmp_path: Path) -> None:
+    settings = {"s3": {"workers": 1, "connections_per_address_max": 2, "trusted_proxies": ["127.0.0.2"]}}
+    with serving(tmp_path, settings=settings) as server:
+        kept = [_asked_from(server, "127.0.0.2") for _ in range(6)]
+        for connection in kept:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.close()
+
+
 def _status_soon(server: Server, address: str) -> bytes:
     """Once the worker has heard of what closed."""
     for _ in range(200):
