@@ -14,6 +14,8 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+import xxhash
+
 from stratum.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -49,17 +51,6 @@ class _Crc:
         return self._value.to_bytes(self._bytes, "big")
 
 
-class _XxHash:
-    def __init__(self, hasher: Any) -> None:
-        self._hasher = hasher
-
-    def update(self, data: bytes | memoryview, /) -> None:
-        self._hasher.update(data)
-
-    def digest(self) -> bytes:
-        return bytes(self._hasher.finalize())
-
-
 @cache
 def _crt() -> Any:
     from awscrt import checksums  # when it is needed: it takes 45 ms, a fifth of what a command needs to start
@@ -84,11 +75,11 @@ def new(algorithm: str) -> Hasher:
         case "MD5":
             return hashlib.md5()
         case "XXHASH64":
-            return _XxHash(_crt().XXHash.new_xxhash64())
+            return xxhash.xxh64()
         case "XXHASH3":
-            return _XxHash(_crt().XXHash.new_xxhash3_64())
+            return xxhash.xxh3_64()
         case "XXHASH128":
-            return _XxHash(_crt().XXHash.new_xxhash3_128())
+            return xxhash.xxh3_128()
     raise InvalidArgument(f"checksum algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
 
 

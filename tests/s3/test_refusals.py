@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from stratum import checksums
 from stratum.s3 import signatures
 
 if TYPE_CHECKING:
@@ -224,6 +225,32 @@ def test_trailers(signer: Signer) -> None:
         400,
         "InvalidRequest",
     )
+
+
+@pytest.mark.parametrize("algorithm", checksums.ALGORITHMS)
+def test_a_trailer_of_each_algorithm_is_compared(signer: Signer, algorithm: str) -> None:
+    name = f"x-amz-checksum-{algorithm.lower()}"
+    hasher = checksums.new(algorithm)
+    hasher.update(b"hello")
+    right, wrong = checksums.encode(hasher.digest()), checksums.encode(bytes(len(hasher.digest())))
+    for key, value, answer in (("good", right, (200, "")), ("bad", wrong, (400, "BadDigest"))):
+        body = f"5\r\nhello\r\n0\r\n{name}:{value}\r\n\r\n".encode()
+        found = send_chunked(
+            signer,
+            [b"hello"],
+            key=key,
+            payload=signatures.STREAMING_UNSIGNED_TRAILER,
+            extra={"x-amz-trailer": name},
+            body=body,
+        )
+        assert found == answer
+
+
+def test_a_trailer_of_an_unknown_algorithm_is_refused(signer: Signer) -> None:
+    body = b"5\r\nhello\r\n0\r\nx-amz-checksum-nonsense:AAAA\r\n\r\n"
+    for more in ({"x-amz-trailer": "x-amz-checksum-nonsense"}, {"x-amz-sdk-checksum-algorithm": "NONSENSE"}):
+        found = send_chunked(signer, [b"hello"], payload=signatures.STREAMING_UNSIGNED_TRAILER, extra=more, body=body)
+        assert found == (400, "InvalidRequest")
 
 
 def test_an_unsigned_trailer_still_needs_a_good_signature(signer: Signer) -> None:
