@@ -178,6 +178,14 @@ def test_a_body_is_whole_only_with_its_end(server: Server) -> None:
         assert stored(server, "whole") == b"hello"
 
 
+def test_a_trailer_without_end_is_refused(server: Server) -> None:
+    """It would be gathered in memory."""
+    sent = head("PUT /open/partial HTTP/1.1", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\nA: "
+    assert ask(server, sent, *[b"b" * 65536] * 3) == (400, "IncompleteBody")
+    many = b"".join(b"A%d: b\r\n" % at for at in range(600))
+    assert ask(server, sent[:-3] + many + b"\r\n") == (400, "IncompleteBody")
+
+
 @pytest.mark.parametrize(
     ("lines", "answer"),
     [

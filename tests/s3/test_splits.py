@@ -26,7 +26,9 @@ from stratum import buckets, log, metrics, multipart, objects, volume
 from stratum.errors import StratumError
 from stratum.identity import Identities
 from stratum.s3 import app, routes, signatures
+from stratum.s3.chunked import ChunkedDecoder
 from stratum.s3.connection import Connection
+from stratum.s3.errors import S3Error
 from stratum.schema import ObjectMetadata
 from stratum.volume import Volume
 from tests.support import longer, new_seed, put
@@ -105,8 +107,7 @@ class Endpoint:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(work)
 
-    async def answer(self, segments: list[bytes]) -> bytes:
-        """All that comes back, until the connection is closed."""
+    async def connect(self) -> tuple[socket.socket, Watched]:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -117,6 +118,12 @@ class Endpoint:
             return made[0]
 
         await loop.connect_accepted_socket(cast("Callable[[], asyncio.Protocol]", protocol), theirs)
+        return ours, made[0]
+
+    async def answer(self, segments: list[bytes]) -> bytes:
+        """All that comes back, until the connection is closed."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = await self.connect()
         reading = loop.create_task(self._all(ours))
         sent = 0
         try:
@@ -124,7 +131,7 @@ class Endpoint:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     await loop.sock_sendall(ours, segment)
                 sent += len(segment)
-                if not await made[0].has_read(sent):
+                if not await theirs.has_read(sent):
                     break
             async with asyncio.timeout(ANSWER_S_MAX):
                 return await reading
@@ -408,3 +415,70 @@ def test_the_cases_are_all_calls(endpoint: Endpoint) -> None:
         answer = endpoint.run(endpoint.answer([case.raw]))
         assert statuses(answer)[0] not in {405, 500, 503}, (case.name, answer)
         assert b"SignatureDoesNotMatch" not in answer or case.statuses, case.name
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"GET / HT", b"GET / HTTP/1.1\r\nA: b\r\n"])
+def test_a_connection_that_answers_nothing_has_a_deadline(endpoint: Endpoint, behind: bytes) -> None:
+    """A blank line is the beginning of no request, and ended the wait for one."""
+
+    async def last(*segments: bytes) -> bool:
+        loop = asyncio.get_running_loop()
+        ours, theirs = await endpoint.connect()
+        sent = 0
+        for segment in segments:
+            await loop.sock_sendall(ours, segment)
+            sent += len(segment)
+            await theirs.has_read(sent)
+            if segment is not behind:
+                await loop.sock_recv(ours, 65536)
+                await asyncio.sleep(0)
+        armed = theirs._deadline is not None
+        ours.close()
+        return armed
+
+    get = plain("GET", f"/{BUCKET}/here", close=False)
+    assert endpoint.run(last(behind))
+    assert endpoint.run(last(get, behind))
+    assert endpoint.run(last(get, get, behind))
+    unread = plain("GET", app.LIVE_PATH, "Content-Length: 1000", close=False)
+    assert endpoint.run(last(unread, behind)), "the rest of a body that nobody reads"
+
+
+def decoded(body: bytes, cuts: tuple[int, ...], size: int) -> tuple[bytes, dict[str, str], str]:
+    """Payload, trailers and the code of the error, of an unsigned aws-chunked body in pieces."""
+    decoder = ChunkedDecoder(
+        decoded_bytes=size, signer=None, signed_trailer=False, trailers_expected=["x-amz-checksum-crc32"]
+    )
+    payload = b""
+    try:
+        for a, b in pairwise((0, *cuts, len(body))):
+            payload += b"".join(decoder.feed(body[a:b]))
+        decoder.finish()
+    except S3Error as error:
+        return b"", {}, error.code
+    return payload, decoder.trailers, ""
+
+
+@pytest.mark.parametrize(
+    ("body", "size"),
+    [
+        (b"5;a=b\r\nhello\r\n0\r\nx-amz-checksum-crc32: NhCmhg== \r\n\r\n", 5),
+        (b"%x\r\n" % 8192 + b"a" * 8192 + b"\r\n1\r\nb\r\n0\r\nx-amz-checksum-crc32:x\r\n\r\n", 8193),
+        (b"5\r\nhello\r\n0\r\n\r\n", 5),
+        (b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:x\r\n", 5),
+        (b"5\r\nhelloX\n0\r\n\r\n", 5),
+        (b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:x\r\n\r\nmore", 5),
+        (b"\xb2\r\nhe\r\n0\r\n\r\n", 2),
+        (b"00000000000000005\r\nhello\r\n0\r\n\r\n", 5),
+        (b"-5\r\nhello\r\n0\r\n\r\n", 5),
+        (b"5" + b";" + b"x" * 8191 + b"\r\nhello\r\n0\r\nx-amz-checksum-crc32:x\r\n\r\n", 5),
+        (b"5" + b";" + b"x" * 8190 + b"\r\nhello\r\n0\r\nx-amz-checksum-crc32:x\r\n\r\n", 5),
+        (b"ffffffffffffffff\r\nhello", 5),
+    ],
+)
+def test_an_aws_chunked_body_does_not_depend_on_segments(body: bytes, size: int) -> None:
+    whole = decoded(body, (), size)
+    every = range(1, len(body))
+    cuts = [(at,) for at in every] if len(body) < 1000 else [(at,) for at in (*every[:20], *every[-120:])]
+    for cut in (*cuts, tuple(every)):
+        assert decoded(body, cut, size) == whole, cut
