@@ -37,6 +37,8 @@ HEAD_BYTES_MAX = 64 * 1024
 HEAD_FIELDS_MAX = 512
 CONNECTIONS_MAX = 2048
 ADDRESS_CONNECTIONS_MAX = 1024
+PIPELINED_MAX = 32
+"""Requests of a connection that wait for the one before them. One segment may hold ten thousand, each of kilobytes here."""
 BUSY_RETRY_S = 1
 _FRUITLESS_BYTES_MAX = 2 * HEAD_BYTES_MAX
 """What may come without a field, a piece of a body or an end coming out of it: llhttp's binding gathers a field in memory."""
@@ -71,6 +73,9 @@ async def _refuse(
 
 _BUSY = functools.partial(
     _refuse, S3Error("SlowDown", "Reduce your request rate: too many connections are open. Try again in a moment.")
+)
+_TOO_MANY_PIPELINED = S3Error(
+    "SlowDown", f"Reduce your request rate: more than {PIPELINED_MAX} requests of this connection wait for an answer."
 )
 _NOT_HTTP = "this is not an HTTP/1.1 request"
 
@@ -301,6 +306,8 @@ class Connection(HttpToolsProtocol):
         scope["method"] = method
         version = parser.get_http_version()
         try:
+            if len(self.pipeline) >= PIPELINED_MAX:
+                raise _TOO_MANY_PIPELINED
             waits = framing.check_fields(version, self._watched)
             path, query, authority = framing.split_target(method, self.url)
         except S3Error as error:

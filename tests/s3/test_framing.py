@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import shutil
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from stratum.s3.connection import PIPELINED_MAX
 from tests.support import serving
 
 if TYPE_CHECKING:
@@ -382,6 +384,18 @@ def test_pipelined_requests_are_answered_in_their_order(server: Server) -> None:
             assert reader.answer()[0] == 200
             status, _, body = reader.answer()
             assert (status, len(body)) == (206, at + 1)
+
+
+def test_few_requests_of_a_connection_wait_for_an_answer(server: Server) -> None:
+    """A segment of ten thousand held the loop for as long as it took to read them, and kilobytes for each."""
+    with connect(server) as connection:
+        connection.sendall(head("GET /open/small HTTP/1.1") * 1000)
+        reader, found = Reader(connection), []
+        with contextlib.suppress(EOFError):
+            while True:
+                found.append(reader.answer()[0])
+    assert set(found[:-1]) == {200}
+    assert (found[-1], len(found)) == (503, PIPELINED_MAX + 2)
 
 
 def test_nothing_is_answered_behind_a_connection_that_closes(server: Server) -> None:
