@@ -337,4 +337,6 @@ class Connection(HttpToolsProtocol):
             return  # the parser gave up behind the head of an Upgrade: its body is still to come
         self._stage = _BETWEEN
         self._progress += 1
+        if not self.parser.should_keep_alive():
+            self.cycle.keep_alive = False  # llhttp reads nothing more, also where a trailer made it think so
         super().on_message_complete()

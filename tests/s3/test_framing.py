@@ -146,6 +146,28 @@ def test_javas_own_client(server: Server, tmp_path: Path) -> None:
     assert done.stdout.split() == ["200", "200", "3"], done.stderr
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_curl_that_asks_for_http_2(server: Server) -> None:
+    url = f"{server.endpoint}/open/curl"
+    words = [
+        "curl",
+        "--silent",
+        "--http2",
+        "--write-out",
+        "%{http_code} %{http_version} ",
+        "-X",
+        "PUT",
+        "--data-binary",
+        "hello",
+        url,
+        "--next",
+    ]
+    words += ["--silent", "--http2", f"{server.endpoint}/open/small"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "200 1.1 hello", done.stderr
+    assert stored(server, "curl") == b"hello"
+
+
 # -- bodies -----------------------------------------------------------------------------------------------------------
 
 

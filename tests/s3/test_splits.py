@@ -279,6 +279,10 @@ def framing_cases() -> list[Case]:
         Case("upgrade", plain("PUT", path, *UPGRADE, "Content-Length: 5", body=b"hello", close=False) + plain("GET", f"/{BUCKET}/here"), "framed", (200, 200)),
         Case("upgrade chunked", plain("PUT", path, *UPGRADE, chunked, body=HTTP_TRAILERS, close=False) + plain("GET", f"/{BUCKET}/here", *UPGRADE, close=False)
              + plain("HEAD", f"/{BUCKET}/here"), "framed", (200, 200, 200)),
+        Case("upgrade in trailers", plain("PUT", path, chunked, body=b"0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", close=False) + plain("GET", f"/{BUCKET}/here"),
+             "framed", (200, 200)),
+        Case("close in trailers", plain("PUT", path, chunked, body=b"0\r\nConnection: close\r\n\r\n", close=False) + plain("GET", f"/{BUCKET}/here"),
+             "framed", (200,)),
         Case("pipelined", small + b"\r\n" + get + small + get + plain("DELETE", f"/{BUCKET}/none"), "framed", (200, 200, 200, 200, 204)),
         Case("pipelined chunks", plain("PUT", path, chunked, body=HTTP_TRAILERS, close=False) + get + plain("PUT", path, chunked, body=HTTP_CHUNKS), "framed", (200, 200, 200)),
         Case("garbage behind", get + b"\x16\x03\x01 hello\r\n\r\n", statuses=(200, 400)),
