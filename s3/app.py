@@ -21,7 +21,7 @@ from stratum.errors import NotModified, StillFilling, StratumError, TooManyReque
 from stratum.identity import Identities
 from stratum.limits import Limiter
 from stratum.log import get_logger
-from stratum.s3 import audited, multipart_handlers, routes
+from stratum.s3 import audited, object_write, routes
 from stratum.s3.answer import Answer, Stream, empty
 from stratum.s3.auth import authenticate
 from stratum.s3.connection import UNSENT
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 log = get_logger("s3")
 
-_WIRE_BYTES_MAX = multipart_handlers.COMPLETE_BYTES_MAX + 65536
-"""The longest document, CompleteMultipartUpload's, with room for aws-chunked framing."""
+_WIRE_BYTES_MAX = object_write.DELETE_BYTES_MAX + 65536
+"""The longest document, DeleteObjects', with room for aws-chunked framing."""
 LIVE_PATH = f"/{routes.INTERNAL_BUCKET}/v1/live"
 _COUNTED = frozenset(metrics.S3_OPERATIONS)
 _SEND_BYTES = 256 * 1024

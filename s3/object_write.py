@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from stratum.transaction import InodeReader, MetadataTransaction
 
 DELETE_KEYS_MAX = 1000
+DELETE_BYTES_MAX = 8 * 1024 * 1024
+"""So many keys of 1,024 bytes, each byte of them a character reference."""
 UPLOAD_BYTES_MAX = 5 << 30
 """Of one PutObject or UploadPart, as on S3; a longer object is uploaded in parts."""
 _DELETE_BATCH = 100
@@ -297,7 +299,7 @@ async def _delete(context: Context, commit: Callable[[MetadataTransaction], None
 def delete_objects(context: Context) -> Answer:
     with context.volume.snapshot() as reader:
         access.check_bucket(context.bucket(reader), context.identity, access.WRITE)
-    tree_root = parse(read_document(context), "Delete")
+    tree_root = parse(read_document(context, DELETE_BYTES_MAX), "Delete")
     quiet = False
     entries: list[Element] = []
     for child in tree_root:
@@ -360,4 +362,5 @@ def _entry(entry: Element) -> tuple[bytes, str | None, Conditions]:
         if (when and moment_s is None) or (size and match_size is None):
             raise S3Error("MalformedXML", "an Object to delete has a malformed LastModifiedTime or Size")
         condition = Conditions(if_match=etag or None, match_size=match_size, match_last_modified_s=moment_s)
-    return child.text.encode(), text(entry, "VersionId"), condition
+    # An empty VersionId is none.
+    return child.text.encode(), text(entry, "VersionId") or None, condition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import uuid
@@ -305,3 +306,28 @@ def test_overrides_take_latin_1(s3: Any, bucket: str) -> None:
     assert answer["ContentDisposition"] == name
     for bad in ("a\x07b", "a\x7fb", "a\x85b", "snow \u2603"):
         refused(s3.get_object, 400, "InvalidArgument", Bucket=bucket, Key="k", ResponseContentDisposition=bad)
+
+
+def test_a_thousand_long_keys_are_deleted_at_once(server: Server, s3: Any, bucket: str) -> None:
+    """As clients send them that write every character as a reference: over 5 MiB."""
+    keys = [f"{number:04}{'é' * 510}" for number in range(1000)]
+    for key in (keys[0], keys[-1]):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+    referred = ["".join(f"&#x{ord(letter):08x};" for letter in key) for key in keys]
+    listed = "".join(f"<Object><Key>{key}</Key><VersionId></VersionId></Object>" for key in referred)
+    document = f"<Delete>{listed}</Delete>".encode()
+    assert len(document) > 5 * 1024 * 1024
+
+    def replaced(request: Any, **_: Any) -> None:
+        request.data = document
+        for name in ("x-amz-checksum-crc32", "x-amz-sdk-checksum-algorithm"):
+            del request.headers[name]
+        request.headers["Content-MD5"] = base64.b64encode(hashlib.md5(document).digest()).decode()
+
+    client = server.client(request_checksum_calculation="when_required")
+    client.meta.events.register("before-sign.s3.DeleteObjects", replaced)
+    answer = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}]})
+    assert "Errors" not in answer
+    assert len(answer["Deleted"]) == 1000
+    assert all("VersionId" not in entry for entry in answer["Deleted"])
+    assert "Contents" not in s3.list_objects_v2(Bucket=bucket)
