@@ -265,7 +265,9 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
     moment_s = dates.stamp(query["X-Amz-Date"])
     if moment_s is None or query["X-Amz-Date"][:8] != date:
         raise S3Error(bad, "X-Amz-Date is not a time of the credential's day")
-    expires_s = numerals.whole(query["X-Amz-Expires"])
+    said = query["X-Amz-Expires"]
+    # One that is negative expired before it began.
+    expires_s = 0 if said.startswith("-") and numerals.are_digits(said[1:]) else numerals.whole(said)
     if expires_s is None:
         raise S3Error(bad, "X-Amz-Expires should be a number")
     if not 0 < expires_s <= EXPIRES_S_MAX:

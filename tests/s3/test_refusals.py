@@ -276,9 +276,9 @@ def test_presigned_urls(signer: Signer) -> None:
     get = client.generate_presigned_url("get_object", {"Bucket": signer.bucket, "Key": "good"}, ExpiresIn=60)
     assert requests.get(get, timeout=10).content == b"here"
     assert requests.get(get.replace("good", "other"), timeout=10).status_code == 403
-    for seconds in (0, -7, 604_801, "x", ""):
+    for seconds, status in ((0, 403), (-7, 403), (604_801, 403), ("x", 400), ("", 400)):
         answer = requests.get(get.replace("X-Amz-Expires=60", f"X-Amz-Expires={seconds}"), timeout=10)
-        assert answer.status_code in {400, 403}
+        assert answer.status_code == status, seconds
         assert b"SignatureDoesNotMatch" not in answer.content, "the bad value itself is what is refused"
     url = client.generate_presigned_url("put_object", {"Bucket": signer.bucket, "Key": "bad"})
     for header in ("x-amz-copy-source", "x-amz-acl", "x-amz-meta-a", "x-amz-storage-class", "x-amz-tagging"):
