@@ -116,7 +116,12 @@ def _credential(identities: Identities, reader: InodeReader, access_key: str) ->
 
 def _check_skew(request: S3Request, moment_s: int) -> None:
     if abs(time.time() - moment_s) > request.config.s3_clock_skew_s_max:
-        raise S3Error("RequestTimeTooSkewed")
+        raise S3Error(
+            "RequestTimeTooSkewed",
+            RequestTime=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s)),
+            ServerTime=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            MaxAllowedSkewMilliseconds=str(request.config.s3_clock_skew_s_max * 1000),
+        )
 
 
 def _check_payload_name(payload: str) -> None:

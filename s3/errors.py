@@ -107,6 +107,16 @@ _INSIDE = ("`", " --", "stratum ")
 """What only a message to the operator has: a command, an option."""
 
 
+_FACTS = {
+    "size": "ProposedSize",
+    "size_min": "MinSizeAllowed",
+    "upload_id": "UploadId",
+    "part_number": "PartNumber",
+    "etag": "ETag",
+}
+"""What the engine's errors know, by the element of S3's document that says it."""
+
+
 def code_of(error: engine.StratumError) -> str:
     if isinstance(error, S3Error):
         return error.code
@@ -130,10 +140,10 @@ def extra_of(error: engine.StratumError, bucket: str, key: bytes | None) -> dict
         found.update(error.extra)
     elif isinstance(error, engine.PreconditionFailed):
         found["Condition"] = error.condition
-    elif isinstance(error, engine.NoSuchUpload):
-        found["UploadId"] = str(error.facts["upload_id"])
     elif isinstance(error, engine.KeyTooLong):
         found |= {"Size": str(error.facts["key_bytes"]), "MaxSizeAllowed": "1024"}
+    elif type(error) in _TELLING or isinstance(error, engine.NoSuchUpload):
+        found |= {name: str(error.facts[fact]) for fact, name in _FACTS.items() if fact in error.facts}
     if bucket:
         found.setdefault("BucketName", bucket)
     if key is not None:

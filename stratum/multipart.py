@@ -281,13 +281,29 @@ def _choose(tx: MetadataTransaction, upload: UploadRow, request: CompleteRequest
         raw = tx.get(key_u64_u64(b"P", upload.number, wanted.number)) if wanted.number <= PART_NUMBER_MAX else None
         part = None if raw is None else PartRow(**unpack_json(raw))
         if part is None or part.etag != wanted.etag.strip('"'):
-            raise InvalidPart(f"part {wanted.number} was not uploaded with this ETag; upload it again")
+            raise InvalidPart(
+                f"part {wanted.number} was not uploaded with this ETag; upload it again",
+                upload_id=upload.upload_id,
+                part_number=wanted.number,
+                etag=wanted.etag.strip('"'),
+            )
         if wanted.checksum and wanted.checksum != part.checksum_of(wanted.algorithm):
-            raise InvalidPart(f"part {wanted.number} was uploaded with another checksum; upload it again")
+            raise InvalidPart(
+                f"part {wanted.number} was uploaded with another checksum; upload it again",
+                upload_id=upload.upload_id,
+                part_number=wanted.number,
+                etag=part.etag,
+            )
         chosen.append(part)
     for part, wanted in zip(chosen[:-1], request.parts, strict=False):
         if part.size < PART_BYTES_MIN:
-            raise EntityTooSmall(f"part {wanted.number} has {part.size} bytes; all but the last need {PART_BYTES_MIN}")
+            raise EntityTooSmall(
+                f"part {wanted.number} has {part.size} bytes; all but the last need {PART_BYTES_MIN}",
+                size=part.size,
+                size_min=PART_BYTES_MIN,
+                part_number=wanted.number,
+                etag=part.etag,
+            )
     return chosen
 
 

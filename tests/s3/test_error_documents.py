@@ -36,6 +36,25 @@ def test_key_and_bucket_are_named(s3: Any, bucket: str) -> None:
     assert (error["Error"]["ActualObjectSize"], error["Error"]["RangeRequested"]) == ("1", "bytes=9-")
 
 
+def test_what_is_wrong_with_a_part_is_told(s3: Any, bucket: str) -> None:
+    upload_id = s3.create_multipart_upload(Bucket=bucket, Key="k")["UploadId"]
+    etags = [
+        s3.upload_part(Bucket=bucket, Key="k", UploadId=upload_id, PartNumber=number, Body=b"x")["ETag"]
+        for number in (1, 2)
+    ]
+    parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    words = {"Bucket": bucket, "Key": "k", "UploadId": upload_id}
+    told = refused(
+        s3.complete_multipart_upload, 400, "EntityTooSmall", MultipartUpload={"Parts": parts}, **words
+    ).response["Error"]
+    assert (told["ProposedSize"], told["MinSizeAllowed"], told["PartNumber"]) == ("1", "5242880", "1")
+    parts[1]["ETag"] = '"0"'
+    told = refused(
+        s3.complete_multipart_upload, 400, "InvalidPart", MultipartUpload={"Parts": parts}, **words
+    ).response["Error"]
+    assert (told["UploadId"], told["PartNumber"], told["ETag"]) == (upload_id, "2", "0")
+
+
 def test_the_identifiers_are_those_of_the_headers(server: Server, bucket: str) -> None:
     _, headers, body = server.raw("GET", f"/{bucket}/k")
     document = defusedxml.ElementTree.fromstring(body)
