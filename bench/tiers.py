@@ -104,7 +104,7 @@ class Served:
         self.root = root / "volume"
         disks = [word for number in range(6) for word in ("--warm", str(root / f"d{number}"))]
         made = subprocess.run(
-            [*STRATUM, "init", str(self.root), *disks, "--ec", "4+2", "--json"],
+            [*STRATUM, "init", str(self.root), *disks, "--create", "--ec", "4+2", "--json"],
             check=True,
             capture_output=True,
             text=True,
@@ -265,7 +265,9 @@ def foreground(served: Served, rows: dict[str, float]) -> None:
 def demote(root: Path, rows: dict[str, float]) -> None:
     """On the engine: the transaction that gives up hot bytes."""
     words = [word for number in range(3) for word in ("--warm", str(root / f"x{number}"))]
-    subprocess.run([*STRATUM, "init", str(root / "demote"), *words, "--ec", "2+1"], check=True, capture_output=True)
+    subprocess.run(
+        [*STRATUM, "init", str(root / "demote"), *words, "--create", "--ec", "2+1"], check=True, capture_output=True
+    )
     subprocess.run([*STRATUM, "bucket", "create", str(root / "demote"), "bench"], check=True, capture_output=True)
     with Volume(root / "demote", "bench") as opened:
         with opened.snapshot() as reader:

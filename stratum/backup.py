@@ -130,6 +130,14 @@ def _unwatched(_done: int, _total: int) -> None:
     pass
 
 
+def prepare_target(target: Path, *, create: bool) -> None:
+    """Where a backup may be written: a folder, or a new file in one whose name says that it is a backup. Raises `InvalidArgument`."""
+    if not target.name.endswith(SUFFIX):
+        private.require_folder(target, "a backup's folder", create=create)
+    else:
+        private.require_folder(target.absolute().parent, "a backup's folder", create=create)
+
+
 def make(volume: Volume, target: Path, *, keep: int = 0, watch: Watch = _unwatched) -> Backup:
     """Write a backup to a new file, or into a folder under a name of its own; there the newest `keep` of this volume stay.
 

@@ -7,7 +7,7 @@ import shlex
 import stat
 from typing import TYPE_CHECKING
 
-from stratum.errors import StoreDamaged, StratumError
+from stratum.errors import InvalidArgument, StoreDamaged, StratumError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,19 @@ def make_folder(path: Path) -> None:
         return
     path.mkdir(parents=True, mode=0o700)
     path.chmod(0o700)
+
+
+def require_folder(path: Path, role: str, *, create: bool) -> None:
+    """A folder that is not there may be a disk that is not mounted: it is made only if somebody says so. Raises `InvalidArgument`."""
+    if path.is_dir():
+        return
+    if path.exists() or path.is_symlink():
+        raise InvalidArgument(f"{path} is no folder; {role} is one")
+    if not create:
+        raise InvalidArgument(
+            f"{path} does not exist; mount the disk that {role} lies on, or say --create to make the folder on the disk above it"
+        )
+    make_folder(path)
 
 
 def write(path: Path, data: bytes) -> None:

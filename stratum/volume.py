@@ -64,17 +64,22 @@ SPACE_CHECK_S = 0.2
 SPACE_WAIT_S_MAX = 0.05
 
 
-def create(root: Path, changed: dict[str, Any]) -> None:
-    """Make an empty volume in an empty or missing folder. Raises `VolumeInvalid`."""
+def create(root: Path, changed: dict[str, Any], *, create_folders: bool = False) -> None:
+    """Make an empty volume in an empty or missing folder. `create_folders`: those for data elsewhere, too.
+
+    Raises `VolumeInvalid`, or `InvalidArgument` for a folder that is not there.
+    """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise VolumeInvalid(f"{root} is not empty; choose an empty or a new directory")
     text = configuration.render(changed)
     config = configuration.parse(text, configuration.CONFIG_NAME)
-    private.make_folder(root)
     for hot in hot_folders(root, config):
-        if hot.exists() and any(hot.iterdir()):
+        if root not in hot.parents:
+            private.require_folder(hot, "data", create=create_folders)
+        if hot.exists() and any(name.name != "lost+found" for name in hot.iterdir()):
             raise VolumeInvalid(f"the data folder {hot} is not empty; choose an empty or a new directory")
-        private.make_folder(hot)
+    for folder in (root, *hot_folders(root, config)):
+        private.make_folder(folder)
     meta = root / "meta"
     for folder in (meta, meta / "sessions"):
         private.make_folder(folder)

@@ -9,6 +9,7 @@ Invariants
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import itertools
 import json
@@ -91,14 +92,14 @@ class WarmStore:
             rows = disks(reader)
         return {number: row for number, row in rows.items() if row.state != "replaced" and self.is_present(number, row)}
 
-    def add(self, path: Path) -> int:
+    def add(self, path: Path, *, create: bool = False) -> int:
         """Raises `InvalidArgument` or `OSError`."""
         with self._volume.snapshot() as reader:
             taken = [row.path for row in disks(reader).values() if row.state != "replaced"]
         if str(path) in taken:
             raise InvalidArgument(f"{path} is a disk of the warm tier already")
         number = self._volume.new_id()
-        prepare_folder(path, self._volume.instance, number)
+        prepare_folder(path, self._volume.instance, number, create=create)
         self._volume.mutate(lambda tx: set_disk(tx, number, DiskRow(str(path), int(time.time()))))
         return number
 
@@ -226,14 +227,21 @@ class WarmStore:
                 self._pool = ThreadPoolExecutor(8, thread_name_prefix="warm")
         return list(self._pool.map(function, indexes))
 
+    @staticmethod
+    def _make_folder(folder: Path) -> None:
+        """Below a disk that is there: what stands at its path without its marker is the disk above it. Raises `OSError`."""
+        disk = folder.parent.parent.parent
+        if not (disk / MARKER).exists():
+            raise FileNotFoundError(errno.ENOENT, "the disk is not mounted", str(disk / MARKER))
+        for made in (folder.parent.parent, folder.parent, folder):
+            made.mkdir(exist_ok=True, mode=0o700)
+            fsync_folder(made.parent)
+
     def _write_file(self, path: Path, pieces: list[bytes | memoryview], courtesy: Courtesy = AT_FULL_SPEED) -> None:
         folder = path.parent
         if folder not in self._folders:
-            made = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if made:
-                for above in (folder.parent.parent.parent, folder.parent.parent, folder.parent):
-                    fsync_folder(above)
+            if not folder.exists():
+                self._make_folder(folder)
             self._folders.add(folder)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{next(_COUNTER)}.new")
         try:

@@ -53,9 +53,9 @@ def same_devices(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def prepare_folder(path: Path, instance: str, disk: int) -> None:
-    """Make an empty folder a disk of this volume. Raises `InvalidArgument` if it holds anything."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+def prepare_folder(path: Path, instance: str, disk: int, *, create: bool = False) -> None:
+    """Make an empty folder a disk of this volume. Raises `InvalidArgument` if it holds anything, or is not there and not to be made."""
+    private.require_folder(path, "a disk of the warm tier", create=create)
     _check_empty(path)
     write_marker(path, instance, disk)
 

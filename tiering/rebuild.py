@@ -146,9 +146,10 @@ def rebuild(
     name: str,
     row: ColdRow,
     *,
+    create_folders: bool = False,
     watch: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Report:
-    """Make the volume. Raises `NotFound`, `TierUnavailable`, `ForeignRemote` or what making a volume raises; the folder is
+    """Make the volume; `create_folders`: those for data that are not there, too. Raises `NotFound`, `TierUnavailable`, `ForeignRemote` or what making a volume raises; the folder is
     then removed again, and the bucket is as it was.
     """
     report = Report()
@@ -156,8 +157,10 @@ def rebuild(
     try:
         with file_beside(root) as spool:
             found = _look(remote, name, spool, report, watch)
+            for path in warm_paths:
+                private.require_folder(path, "a disk of the warm tier", create=create_folders)
             disks = {path: warm_disks.disk_of(path, found.instance) for path in warm_paths}
-            volume.create(root, settings)
+            volume.create(root, settings, create_folders=create_folders)
             try:
                 with file_beside(root) as file:
                     snapshot = _snapshot(remote, found, file, report)
@@ -283,7 +286,7 @@ def _restore(
         _give_access(opened, report)
         for path, number in disks.items():
             if not number:
-                opened.warm.add(path)
+                opened.warm.add(path, create=True)
 
 
 def _reserve(tx: MetadataTransaction, session: int) -> None:

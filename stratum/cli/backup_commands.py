@@ -24,6 +24,7 @@ def _moment(seconds: float) -> str:
 def meta_backup(options: Namespace) -> int:
     if options.keep is not None and options.keep < 1:
         raise InvalidArgument("--keep 0 would remove the backup that was just made; give at least 1")
+    backup.prepare_target(options.target, create=options.create)
     began, sent = time.monotonic(), ""
     with Volume(options.volume, "backup") as opened, Progress("saving the metadata") as progress:
         if options.to_cold:
@@ -48,6 +49,7 @@ def meta_backup(options: Namespace) -> int:
 
 
 def meta_fetch(options: Namespace) -> int:
+    backup.prepare_target(options.target, create=options.create)
     with Progress("fetching the backup") as progress:
         told = backup_remote.fetch(cold_row(options), options.target, progress.at)
     document = {"backup": str(told.path), "instance": told.instance, "made": _moment(told.made_s), "rows": told.rows}
@@ -117,6 +119,8 @@ def drill_restore(options: Namespace) -> int:
 
 
 def upgrade(options: Namespace) -> int:
+    if options.backup is not None:
+        backup.prepare_target(options.backup, create=options.create)
     done = upgrading.upgrade(options.volume.absolute(), options.backup)
     document = {"before": done.before, "after": done.after, "backup": str(done.backup) if done.backup else None}
     text = (

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import background, buckets, clones, counting, notify, paths, volume
+from stratum import background, buckets, clones, counting, notify, paths, private, volume
 from stratum import log as logs
 from stratum.config import CONFIG_NAME, load, parse_listen
 from stratum.erasure import parse_code
@@ -103,8 +103,9 @@ def init(options: Namespace) -> int:
     root = options.volume.absolute()
     changed, warm_paths = init_settings(options)
     for path in warm_paths:
+        private.require_folder(path, "a disk of the warm tier", create=options.create)
         disk_of(path, instance="")
-    volume.create(root, changed)
+    volume.create(root, changed, create_folders=options.create)
     with Volume(root, "init") as opened:
         _, access_key, secret_key = Identities(opened).add_user("admin", admin=True)
         for path in warm_paths:

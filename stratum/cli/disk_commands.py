@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import packs, warm, warm_disks, warm_sweep
+from stratum import packs, private, warm, warm_disks, warm_sweep
 from stratum.cli.commands import duration_s, show, table
 from stratum.cli.progress import Progress, amount, span
 from stratum.errors import Busy, InvalidArgument
@@ -51,7 +51,7 @@ def disk_add(options: Namespace) -> int:
             raise InvalidArgument(
                 'the volume has no warm tier: set volume.ec = "K+M" in stratum.toml, restart, then add disks'
             )
-        number = opened.warm.add(options.path.absolute())
+        number = opened.warm.add(options.path.absolute(), create=options.create)
         warnings = warn_about_devices(_active_paths(opened))
     document = {"disk": f"{number:016x}", "path": str(options.path.absolute()), "warnings": warnings}
     return show(options, document, f"added {document['path']}")
@@ -98,10 +98,11 @@ def disk_replace(options: Namespace) -> int:
         old, new = options.path.absolute(), options.new.absolute()
         with opened.snapshot() as reader:
             number = warm_disks.find_disk(reader, old)
+        private.require_folder(new, "a disk of the warm tier", create=options.create)
         if old == new:
             _set_aside(new)
             opened.mutate(lambda tx: _retire(tx, number, 0), frees=True)
-        successor = opened.warm.add(new)
+        successor = opened.warm.add(new, create=options.create)
         opened.mutate(lambda tx: _retire(tx, number, successor), frees=True)
         warnings = warn_about_devices(_active_paths(opened))
         failing = _wait_until_left(opened, number, f"rebuilding {old} on {new}") if options.wait else []

@@ -29,6 +29,8 @@ _EPILOG = (
     "4 not found, 5 exists already, 6 refused, 7 no space, 70 a disk failed"
 )
 
+TARGET = "a folder, or a new file whose name ends in .tar.gz"
+
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +68,16 @@ def _init_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--warm", metavar="DIR", type=Path, action="append", help="a disk of the warm tier; give at least K+M of them"
     )
+    _create_argument(made, "--hot and --warm")
     made.add_argument("--ec", metavar="K+M", help="shards of the warm tier: any M of its disks may be lost")
+
+
+def _create_argument(made: argparse.ArgumentParser, which: str) -> None:
+    made.add_argument(
+        "--create",
+        action="store_true",
+        help=f"make {which} if not there; else that is refused: its disk may not be mounted",
+    )
 
 
 def _filled_argument(made: argparse.ArgumentParser) -> None:
@@ -138,7 +149,9 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     command(tiers, "resume", "go on with background moves", tier_commands.tier_resume)
     disks = group("disk", "disks of the warm tier")
     command(disks, "list", "disks, and what is being rebuilt", disk_commands.disk_list)
-    command(disks, "add", "add an empty folder", disk_commands.disk_add).add_argument("path", metavar="DIR", type=Path)
+    made = command(disks, "add", "add an empty folder", disk_commands.disk_add)
+    made.add_argument("path", metavar="DIR", type=Path)
+    _create_argument(made, "the folder")
     made = command(disks, "remove", "empty a disk, then forget it", disk_commands.disk_remove)
     made.add_argument("path", metavar="DIR", type=Path)
     made.add_argument("--force", action="store_true", help="although fewer disks than shards are left")
@@ -146,6 +159,7 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made = command(disks, "replace", "rebuild a disk's shards on another one", disk_commands.disk_replace)
     made.add_argument("path", metavar="OLD", type=Path)
     made.add_argument("new", metavar="NEW", type=Path)
+    _create_argument(made, "the new folder")
     _wait_argument(made)
     made = command(
         disks, "sweep", "find shards that nothing refers to; remove them with --apply", disk_commands.disk_sweep
@@ -231,14 +245,16 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument("--bucket", metavar="B", default="")
     saved = group("meta", "save the metadata, and bring it back")
     made = command(saved, "backup", "write a verified backup while the volume is served", saving.meta_backup)
-    made.add_argument("target", metavar="TARGET", type=Path, help="a folder, or a new file")
+    made.add_argument("target", metavar="TARGET", type=Path, help=TARGET)
     made.add_argument(
         "--keep", metavar="N", type=int, help="leave the newest N of this volume in the folder, and in the remote"
     )
     made.add_argument("--to-cold", metavar="NAME", default="", help="send it to this remote too")
+    _create_argument(made, "the folder of the backup")
     made.add_argument("--unencrypted", action="store_true", help="although the remote is not encrypted")
     made = saved.add_parser("fetch", help="bring the newest backup back from a bucket alone", epilog=_EPILOG)
-    made.add_argument("target", metavar="TARGET", type=Path, help="a folder, or a new file")
+    made.add_argument("target", metavar="TARGET", type=Path, help=TARGET)
+    _create_argument(made, "the folder")
     _remote_arguments(made)
     made.add_argument("--json", action="store_true", help="print one JSON document")
     made.set_defaults(run=saving.meta_fetch, volume=None)
@@ -262,6 +278,7 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.set_defaults(run=saving.meta_verify, volume=None)
     made = command(sub, "upgrade", "bring a volume of an older version to the format of this one", saving.upgrade)
     made.add_argument("--backup", metavar="DIR", type=Path, help="where a backup of it is written first")
+    _create_argument(made, "the folder of the backup")
     drills = group("drill", "prove that what is for a bad day works")
     made = command(drills, "restore", "restore a backup aside, check it, print RPO and RTO", saving.drill_restore)
     made.add_argument("source", metavar="SOURCE", type=Path, help="a backup, or a folder of them: the newest")

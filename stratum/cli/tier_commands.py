@@ -335,7 +335,9 @@ def rebuild_volume(options: Namespace) -> int:
     row = cold_row(options)
     changed, warm_paths = init_settings(options)
     with Progress("looking through the remote") as progress:
-        report = rebuild(root, changed, warm_paths, options.from_cold, row, watch=progress.at)
+        report = rebuild(
+            root, changed, warm_paths, options.from_cold, row, create_folders=options.create, watch=progress.at
+        )
     document = {
         **init_document(root, report.access_key, report.secret_key), "files": report.files, "bytes": report.size, "packs": report.packs,
         "snapshot": report.snapshot, "lost": report.lost, "damaged": report.damaged + report.warm.damaged, "warm_packs": report.warm.packs,

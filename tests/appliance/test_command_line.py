@@ -33,6 +33,7 @@ def test_init(tmp_path: Path) -> None:
         stratum(
             "init",
             tmp_path / "w",
+            "--create",
             "--hot",
             tmp_path / "h1",
             "--hot",

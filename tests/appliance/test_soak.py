@@ -331,7 +331,7 @@ def unexplained_lines(server: Server, faults: Faults) -> list[str]:
 def test_an_hour_of_everything(tmp_path: Path, disk: Path) -> None:
     seed = new_seed()
     faults = Faults(seed)
-    words: list[str | Path] = ["--hot", disk / "hot", "--ec", "2+1"]
+    words: list[str | Path] = ["--hot", disk / "hot", "--create", "--ec", "2+1"]
     words += [word for number in range(3) for word in ("--warm", tmp_path / f"d{number}")]
     clock = LeapingClock(tmp_path)
     server = Server(tmp_path, mount=True, init_words=words, environment=clock.environment)

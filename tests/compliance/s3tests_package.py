@@ -84,7 +84,7 @@ def tiered_server(folder: Path) -> Iterator[Server]:
     credentials = folder / "remote.credentials"
     credentials.write_text("access_key = remote\nsecret_key = remote-secret\n")
     credentials.chmod(0o600)
-    words: list[str | Path] = ["--ec", "2+1"]
+    words: list[str | Path] = ["--create", "--ec", "2+1"]
     for number in range(3):
         words += ["--warm", folder / f"disk{number}"]
     server = Server(folder, settings={"lifecycle": {"debug_day_s": DAY_S}}, init_words=words)

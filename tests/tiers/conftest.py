@@ -31,7 +31,7 @@ def make_tiered(root: Path, *, code: str = "2+1", disks: int = 3, remote: bool =
         user, _, _ = Identities(opened).add_user("admin", admin=True)
         opened.mutate(lambda tx: buckets.create(tx, BUCKET, user.user_id))
         for number in range(disks):
-            opened.warm.add(root / f"d{number}")
+            opened.warm.add(root / f"d{number}", create=True)
         if remote:
             (root / "archive").mkdir()
             cold_admin.add(opened, "archive", directory_row(root / "archive"))

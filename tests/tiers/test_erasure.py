@@ -231,7 +231,7 @@ def test_a_replaced_disk_is_rebuilt_and_a_drained_one_forgotten(tiered: Volume, 
         mover.move([number], Tier.WARM, cause="test")
     healer = Healer(tiered, mover)
     shutil.rmtree(tmp_path / "d1")
-    successor = tiered.warm.add(tmp_path / "new")
+    successor = tiered.warm.add(tmp_path / "new", create=True)
     with tiered.snapshot() as reader:
         old = warm_disks.find_disk(reader, tmp_path / "d1")
         row = warm_disks.disks(reader)[old]
@@ -245,7 +245,7 @@ def test_a_replaced_disk_is_rebuilt_and_a_drained_one_forgotten(tiered: Volume, 
         assert all(old not in pack.disks and 0 not in pack.disks for _, pack in packs.scan(reader))
     assert sum(1 for _ in (tmp_path / "new").rglob("*.shard")) == 5
     assert fsck.check(tiered) == []
-    tiered.warm.add(tmp_path / "more")
+    tiered.warm.add(tmp_path / "more", create=True)
     with tiered.snapshot() as reader:
         leaving = warm_disks.find_disk(reader, tmp_path / "d0")
         row = warm_disks.disks(reader)[leaving]
@@ -267,7 +267,7 @@ def test_a_rebuild_says_how_far_it_is_and_goes_on_after_an_interruption(tiered: 
     now = [1000.0]
     healer = Healer(tiered, mover, clock=lambda: now[0])
     shutil.rmtree(tmp_path / "d1")
-    successor = tiered.warm.add(tmp_path / "new")
+    successor = tiered.warm.add(tmp_path / "new", create=True)
     with tiered.snapshot() as reader:
         old = warm_disks.find_disk(reader, tmp_path / "d1")
         row = warm_disks.disks(reader)[old]
@@ -318,7 +318,7 @@ def test_a_repair_that_cannot_be_done_waits_and_is_listed(tiered: Volume, tmp_pa
     with tiered.snapshot() as reader:
         ((_, raw),) = reader.first_rows(b"h", b"i", 2)
     assert b"there is no disk for shards" in raw
-    tiered.warm.add(tmp_path / "fresh")
+    tiered.warm.add(tmp_path / "fresh", create=True)
     healer.repair()
     assert not list((tmp_path / "fresh").rglob("*.shard"))
     now[0] += 60

@@ -78,7 +78,7 @@ class Writer(threading.Thread):
 @pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("others", ["warm", "warm, and a remote that died", "a remote alone"])
 def test_writers_never_see_a_full_disk(tmp_path: Path, small_disk: Path, moto: str, others: str) -> None:
-    words: list[str | Path] = ["--hot", small_disk / "hot"]
+    words: list[str | Path] = ["--create", "--hot", small_disk / "hot"]
     if "warm" in others:
         words += [word for number in range(3) for word in ("--warm", tmp_path / f"d{number}")] + ["--ec", "2+1"]
     server = Server(tmp_path, mount=True, init_words=words)

@@ -328,6 +328,7 @@ def test_warm_disks_that_survived_are_taken_up(tmp_path: Path, monkeypatch: pyte
         instance = opened.instance
         snapshots.take(opened, "archive")
     (tmp_path / "d1").rename(tmp_path / "lost")
+    (tmp_path / "fresh").mkdir()
     with pytest.raises(InvalidArgument, match="not empty"):
         rebuild(tmp_path / "new", {}, [tmp_path / "archive"], "archive", directory_row(tmp_path / "archive"))
     paths = [tmp_path / name for name in ("d0", "fresh", "d2")]

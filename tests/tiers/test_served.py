@@ -97,7 +97,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, moto: str) -> Iterator[Serv
     credentials.write_text('{"access_key": "AKREMOTE", "secret_key": "remotesecretvalue"}')
     credentials.chmod(0o600)
     disks = [word for number in range(3) for word in ("--warm", root / f"d{number}")]
-    server = Server(root, mount=True, init_words=[*disks, "--ec", "2+1"])
+    server = Server(root, mount=True, init_words=[*disks, "--create", "--ec", "2+1"])
     server.owned = True
     server.configure({
         "lifecycle": {"debug_day_s": 1.0}, "tiering": {"interval_s": 0.1, **UNPRESSED}, "cold": {"recall_s_max": 3.0, "request_s_max": 1.0, "delete_after_s": 0.0},
@@ -473,7 +473,7 @@ def test_scrub_disks_and_status(served: Served) -> None:
     assert done["found"] == done["healed"] == 1
     assert served.body("scrubbed") == DATA
     old, new = served.server.root.parent / "d0", served.server.root.parent / "e0"
-    done = json.loads(stratum("disk", "replace", served.server.root, old, new, "--wait", "--json").stdout)
+    done = json.loads(stratum("disk", "replace", served.server.root, old, new, "--create", "--wait", "--json").stdout)
     assert done["failing"] == []
     disks = json.loads(stratum("disk", "list", served.server.root, "--json").stdout)["disks"]
     assert {disk["state"] for disk in disks} == {"active"}
