@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import itertools
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -43,6 +44,9 @@ COMMIT_AFTER_S = 1.0
 ORPHAN_S_MIN = 1.0
 """How long an inode without a name is kept for an open(2) that looked it up before it lost the name. The kernel retries a
 stale open once only; under constant replacement that is not enough."""
+RELEASED_AT_ONCE = 256
+FLUSHED_AT_ONCE = 64
+"""What one transaction takes at most before the loop gives a sign of life again, and others have their turn."""
 DISK_READERS_MAX = 32
 """Threads that wait for disks; of their own, so that a disk that hangs holds up no commit."""
 BLOCK_BYTES = 512
@@ -370,12 +374,22 @@ class Base(pyfuse3.Operations):
         self.orphans.setdefault(number, trio.current_time())
 
     async def release_orphans(self) -> bool:
-        """Let go of some inodes without names that nobody here has open; True if there may be more."""
+        """Let go of some inodes without names that nobody here has open; True if there may be more.
+
+        The longest without a name come first. One that is open goes to the end, so that nobody looks at it each time.
+        """
         now = trio.current_time()
-        old = [number for number, since in self.orphans.items() if now - since >= ORPHAN_S_MIN]
-        numbers = [number for number in old if not self.open_files.is_open(number)][:256]
+        old = itertools.takewhile(lambda item: now - item[1] >= ORPHAN_S_MIN, self.orphans.items())
+        looked = [number for number, _ in itertools.islice(old, RELEASED_AT_ONCE)]
+        numbers = []
+        for number in looked:
+            if self.open_files.is_open(number):
+                del self.orphans[number]
+                self.orphans[number] = now
+            else:
+                numbers.append(number)
         if not numbers:
-            return False
+            return len(looked) == RELEASED_AT_ONCE
         session = self._volume.session.id
 
         def release(tx: MetadataTransaction) -> None:
@@ -385,4 +399,4 @@ class Base(pyfuse3.Operations):
         await self.commit(release, frees=True)
         for number in numbers:
             self.orphans.pop(number, None)
-        return True
+        return len(looked) == RELEASED_AT_ONCE

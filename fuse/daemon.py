@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 log = get_logger("mount")
+LOOK_S = 0.25
 REQUESTS_MAX = 500
 """The cap on requests in flight; too low a cap lets slow ones hold up all others (measured: 10 gives 1.7 s)."""
 
@@ -346,16 +347,28 @@ class _Serving:
 
 
 async def _background(volume: Volume, operations: Operations) -> None:
+    """What is due by age, in steps that are bounded: between two of them the process says that it lives.
+
+    What was written goes first: however many files lost their names, it is durable as soon as ever.
+    """
     watchdog = notify.Watchdog(time.monotonic())
-    while True:
-        await trio.sleep(0.25)
+
+    def sign() -> None:
         counting.beat()
         watchdog.feed(time.monotonic(), healthy=volume.failed is None)
+
+    flushed_s = 0.0
+    more = False
+    while True:
+        await trio.sleep(0 if more else LOOK_S)
+        sign()
         try:
-            await operations.flush_old()
-            while await operations.release_orphans():
-                pass
+            if trio.current_time() - flushed_s >= LOOK_S:
+                await operations.flush_old(sign)
+                flushed_s = trio.current_time()
+            more = await operations.release_orphans()
         except StratumError as error:
+            more = False
             log.error("background_failed", error=error.message)
         if volume.failed is not None:
             log.error("mount_ending", error=str(volume.failed))

@@ -15,13 +15,15 @@ from stratum import content, evidence, metrics, tree
 from stratum.deadlines import Deadline
 from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import NeedsRestore, StratumError
-from stratum.fuse.base import COMMIT_AFTER_S, Base, handler
+from stratum.fuse.base import COMMIT_AFTER_S, FLUSHED_AT_ONCE, Base, handler
 from stratum.log import get_logger
 from stratum.read_ahead import Follower
 from stratum.tier_rows import Tier
 from stratum.write_buffer import SPILL_BYTES, truncate_now
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stratum.content import ReadPlan
     from stratum.fuse.open_files import FileHandle, FileState
 
@@ -231,17 +233,31 @@ class FileOperations(Base):
                 if state.nameless and state.pending is None:
                     self.add_orphan(state.number)
 
-    async def flush_old(self, *, everything: bool = False) -> None:
-        """Commit what has waited long enough (a mapping's stores arrive after the last flush)."""
+    async def flush_old(self, sign: Callable[[], None] = lambda: None, *, everything: bool = False) -> None:
+        """Commit what has waited long enough (a mapping's stores arrive after the last flush).
+
+        Many files share a transaction. `sign` is called after every so many: the work may take a while, and goes on.
+        """
         now = trio.current_time()
-        for state in list(self.open_files.files.values()):
-            if state.uncommitted and (everything or now - state.dirty_since >= COMMIT_AFTER_S):
-                try:
-                    await self._flush(state)
-                    state.failure = ""
-                except StratumError as error:
-                    if state.failure != error.message:
-                        log.error("write_back_failed", inode=state.number, error=error.message)
-                    state.failure = error.message
-                if state.handles == 0:
-                    self.open_files.drop(state)
+        old = [
+            state
+            for state in self.open_files.files.values()
+            if state.uncommitted and (everything or now - state.dirty_since >= COMMIT_AFTER_S)
+        ]
+        for at in range(0, len(old), FLUSHED_AT_ONCE):
+            if at:
+                sign()
+            async with trio.open_nursery() as nursery:
+                for state in old[at : at + FLUSHED_AT_ONCE]:
+                    nursery.start_soon(self._flush_one, state)
+
+    async def _flush_one(self, state: FileState) -> None:
+        try:
+            await self._flush(state)
+            state.failure = ""
+        except StratumError as error:
+            if state.failure != error.message:
+                log.error("write_back_failed", inode=state.number, error=error.message)
+            state.failure = error.message
+        if state.handles == 0:
+            self.open_files.drop(state)

@@ -71,6 +71,7 @@ class Receiver:
 
     _CREDENTIALS = struct.Struct("3i")
     _MESSAGE_BYTES_MAX = 8192
+    _HEARD_AT_ONCE = 64
 
     def __init__(self) -> None:
         name = f"stratum-{os.getpid()}-{secrets.token_hex(8)}"
@@ -84,7 +85,7 @@ class Receiver:
 
     def heard(self) -> Iterator[tuple[int, dict[str, str]]]:
         """What was said since, with the number of the process that the kernel says it comes from."""
-        while True:
+        for _ in range(self._HEARD_AT_ONCE):
             try:
                 raw, extra, _, _ = self._socket.recvmsg(
                     self._MESSAGE_BYTES_MAX, socket.CMSG_SPACE(self._CREDENTIALS.size), socket.MSG_DONTWAIT
