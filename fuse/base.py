@@ -221,8 +221,9 @@ class Base(pyfuse3.Operations):
         if inode.kind == Kind.DIRECTORY:
             size = allocated = 4096
         elif inode.kind == Kind.FILE:
-            if inode.entries:
-                allocated = inode.entries - 1  # `Inode.allocated`, without the call
+            counted = inode.allocated
+            if counted is not None:
+                allocated = counted
             state = self.open_files.state(inode.number)
             if state is not None and state.buffer is not None and state.buffer.dirty:
                 size, mtime_ns = state.buffer.size, state.buffer.mtime_ns

@@ -89,11 +89,15 @@ class FileOperations(Base):
             except BaseException:
                 await self._close(handle)
                 raise
-        # A page that is being read is locked, and invalidation waits for it: a remote must not hold that up.
-        cold = not writable and self._is_cold(inode)
+        # A page that is being read is locked, and invalidation waits for it: a remote must not hold that up. And the kernel asks for whole
+        # pages and what is behind them, of which the remote may be needed for a part that nobody wants.
+        cold = not flags & os.O_TRUNC and self._is_cold(inode)
         return pyfuse3.FileInfo(fh=handle, keep_cache=not cold, direct_io=cold)
 
     def _is_cold(self, number: int) -> bool:
+        """Whether some of a file's bytes may lie in the cold tier alone."""
+        if self._fresh(number).partly_cold:
+            return True
         with self._volume.snapshot() as reader:
             row = evidence.get(reader, number)
         return row is not None and row.tier == Tier.COLD
@@ -111,15 +115,17 @@ class FileOperations(Base):
             with self._volume.reading():
                 with self._volume.snapshot() as reader:
                     inode = state.pending.inode if state.pending is not None else reader.inode(state.number)
-                    committed = max(off, min(off + size, inode.size))
-                    plan = content.plan_read(reader, inode, off, committed)
+                    start, stop = off, max(off, min(off + size, inode.size))
+                    if state.buffer is not None and state.dirty:
+                        start, stop = state.buffer.not_covered(start, stop)
+                    plan = content.plan_read(reader, inode, start, stop)
                 try:
-                    pieces = list(content.read_planned(self._volume, plan, off, committed, may_wait=False))
+                    pieces = list(content.read_planned(self._volume, plan, start, stop, may_wait=False))
                     break
                 except WouldWait:
                     deadline = deadline or self._deadline(state)
-                    pieces = await self._read_waiting(handle, plan, off, committed, deadline)
-            if self._fresh(state.number).version == inode.version:
+                    pieces = await self._read_waiting(handle, plan, start, stop, deadline)
+            if self._fresh(state.number).version == inode.version and (start == off or state.dirty):
                 break  # else what was written meanwhile may have left the buffer for the store
         if not handle.has_read:
             handle.has_read = True
@@ -128,7 +134,7 @@ class FileOperations(Base):
         if buffer is None or not buffer.dirty:
             return cast("bytes", pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         stop = max(off, min(off + size, buffer.size))
-        base = bytearray(b"".join(pieces)[: stop - off].ljust(stop - off, b"\0"))
+        base = bytearray(b"".join([bytes(start - off), *pieces])[: stop - off].ljust(stop - off, b"\0"))
         buffer.overlay(off, base)
         return cast("bytes", base)
 

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stratum import packs
 from stratum.errors import StratumError
 from stratum.log import get_logger
 from stratum.schema import key_u64, prefix_range
@@ -64,6 +65,23 @@ def wrote(tx: MetadataTransaction, inode: int) -> None:
         row = AccessRow.unpack(before.pack())
         row.tier, row.last_write_s, row.last_access_s = Tier.HOT, now_s, max(now_s, before.last_access_s)
         put(tx, inode, row, before)
+        if before.tier == Tier.COLD:
+            mark_partly_cold(tx, inode)
+
+
+def mark_partly_cold(tx: MetadataTransaction, number: int) -> None:
+    """Look where all bytes of a file are that is not cold as a whole. Until the next look, it may be marked in vain."""
+    inode = tx.inode(number)
+    is_partly_cold = any(_is_cold(tx, piece.extent) for piece in tx.slices(number))
+    if inode.partly_cold != is_partly_cold:
+        inode.partly_cold = is_partly_cold
+        tx.dirty(inode)
+
+
+def _is_cold(tx: MetadataTransaction, extent: int) -> bool:
+    if not tx.has_extent(extent) or packs.is_hot(tx.extent(extent)[0]):
+        return False
+    return list(packs.copies(tx, extent)) == [Tier.COLD]
 
 
 def shared(
@@ -79,6 +97,10 @@ def shared(
         row = AccessRow.unpack(before.pack())
         row.tier, row.last_write_s, row.last_access_s = min(before.tier, tier), now_s, max(now_s, before.last_access_s)
         put(tx, target, row, before)
+    if tier == Tier.COLD or (tx.has_inode(source) and tx.inode(source).partly_cold):
+        inode = tx.inode(target)
+        inode.partly_cold = True
+        tx.dirty(inode)
 
 
 def set_tier(tx: MetadataTransaction, inode: int, tier: Tier) -> None:
@@ -88,6 +110,8 @@ def set_tier(tx: MetadataTransaction, inode: int, tier: Tier) -> None:
         row = AccessRow.unpack(before.pack())
         row.tier, row.moved_s = tier, tx.now_ns // 1_000_000_000
         put(tx, inode, row, before)
+    if tx.has_inode(inode):
+        mark_partly_cold(tx, inode)
 
 
 def forget(tx: MetadataTransaction, inode: int) -> None:

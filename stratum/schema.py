@@ -72,7 +72,7 @@ without live children *is* the key `d/`, empty.
 Inodes. Numbers are session id << 32 | counter, never used twice; 1 is the root. For a directory `entries` counts all
 dentries and `live` those that S3 shows (files, and directories that are or contain keys). A directory that is not
 explicit, has no object and no entries does not exist. `parent` is the directory of a directory, and of another inode the one
-that its newest name stands in; `entry` is that name (names.py), and stands behind the rest of the row. A file's `entries` are its allocated bytes and one. `version` grows with every committed
+that its newest name stands in; `entry` is that name (names.py), and stands behind the rest of the row. A file's `entries` are its allocated bytes and one, and its highest bit says that it is partly cold. `version` grows with every committed
 change of content.
 """
 
@@ -150,6 +150,7 @@ class Dentry:
         return cls(*_DENTRY.unpack(raw))
 
 
+_PARTLY_COLD = 1 << 63
 INODE_STRUCT = struct.Struct(">BBHIIIIQQqqqQ16sQQQQ")
 
 
@@ -233,11 +234,21 @@ class Inode:
 
         Kept in `entries`, with one added.
         """
-        return self.entries - 1 if self.entries else None
+        counted = self.entries & ~_PARTLY_COLD
+        return counted - 1 if counted else None
 
     @allocated.setter
     def allocated(self, size: int) -> None:
-        self.entries = size + 1
+        self.entries = self.entries & _PARTLY_COLD | size + 1
+
+    @property
+    def partly_cold(self) -> bool:
+        """Of a file whose hottest bytes are not cold: whether others may lie in the cold tier alone. Kept in `entries`."""
+        return self.kind == Kind.FILE and self.entries >= _PARTLY_COLD
+
+    @partly_cold.setter
+    def partly_cold(self, value: bool) -> None:
+        self.entries = self.entries & ~_PARTLY_COLD | (_PARTLY_COLD if value else 0)
 
     @property
     def has_metadata(self) -> bool:

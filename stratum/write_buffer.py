@@ -195,6 +195,26 @@ class WriteBuffer:
             if first < last:
                 base[first - start : last - start] = piece[first - at : last - at]
 
+    def not_covered(self, start: int, stop: int) -> tuple[int, int]:
+        """Of [start, stop) what is left if its beginning and its end are cut off as far as they lie in this buffer: all that a reader needs of the file."""
+        spilled = [(piece.at, piece.at + piece.length) for piece in self.spilled]
+        stop = min(stop, max(self.base_limit, start))
+        before = -1, -1
+        while before != (start, stop) and start < stop:
+            before = start, stop
+            for at, end in (*self._around(start), *self._around(stop - 1), *spilled):
+                if at <= start < end:
+                    start = min(end, stop)
+                if at < stop <= end:
+                    stop = max(at, start)
+        return start, stop
+
+    def _around(self, offset: int) -> list[tuple[int, int]]:
+        """The piece in memory that has this byte, if there is one."""
+        index = bisect_right(self.memory, offset, key=_start_of) - 1
+        found = [(at, at + len(data)) for at, data in self.memory[max(index, 0) : index + 1]]
+        return [(at, end) for at, end in found if offset < end]
+
     def parts(self) -> list[tuple[int, int]]:
         """Where there are bytes in this buffer: (start, stop), by where they begin; they may overlap."""
         spilled = [(piece.at, piece.at + piece.length) for piece in self.spilled]

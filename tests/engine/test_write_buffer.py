@@ -53,9 +53,12 @@ def show(volume: Volume, buffer: WriteBuffer, start: int, stop: int) -> bytes:
             stop = min(stop, end)
             if stop <= start:
                 return b""
-            committed = min(stop, inode.size)
-            plan = content.plan_read(reader, inode, start, committed)
-        base = bytearray(b"".join(content.read_planned(volume, plan, start, committed)) if committed > start else b"")
+            first, committed = start, max(start, min(stop, inode.size))
+            if buffer.dirty:
+                first, committed = buffer.not_covered(start, committed)
+            plan = content.plan_read(reader, inode, first, committed)
+        base = bytearray(first - start)
+        base += b"".join(content.read_planned(volume, plan, first, committed))
     base += bytes(stop - start - len(base))
     if buffer.dirty:
         buffer.overlay(start, base)

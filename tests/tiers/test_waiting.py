@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -178,3 +179,45 @@ def test_a_signal_that_ends_nothing_costs_no_bytes(far: Far) -> None:
             told = process.communicate(timeout=20)[0]
         if not ended:
             assert sorted(told.split()) == ["1000", "rang"]
+
+
+@pytest.mark.parametrize("change", ["append", "edit", "copied"])
+def test_what_was_just_written_is_read_while_the_remote_is_away(far: Far, change: str) -> None:
+    """Of a cold file: not with the page or the range that the kernel would read around it, of which the rest is away."""
+    path = far.cold(f"partly-{change}")
+    at = len(DATA) if change == "append" else 300_001
+    new = b"just written"
+    far.away()
+    with path.open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), new, at)
+        assert os.pread(file.fileno(), len(new), at) == new, "before it is synced"
+        os.fsync(file.fileno())
+        assert os.pread(file.fileno(), len(new), at) == new
+    if change == "copied":
+        stratum("clone", far.server.root, f"{BUCKET}/{path.name}", f"{BUCKET}/{path.name}-clone")
+        path = far.home / f"{path.name}-clone"
+    for _ in range(2):
+        with path.open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), len(new), at) == new
+    assert (
+        far.s3.get_object(Bucket=BUCKET, Key=path.name, Range=f"bytes={at}-{at + len(new) - 1}")["Body"].read() == new
+    )
+    far.away(away=False)
+
+
+def _mapped(path: Path) -> bytes:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
+        return mapped[:]
+
+
+def test_a_file_that_has_come_back_is_cached_again(far: Far) -> None:
+    path = far.cold("back")
+    with path.open("r+b") as file:
+        file.write(b"changed")
+    with pytest.raises(OSError, match="No such device"):
+        _mapped(path)
+    stratum("tier", "move", far.server.root, f"{BUCKET}/back", "hot", "--wait")
+    assert _mapped(path) == b"changed" + DATA[7:]
+    path = far.cold("written-anew")
+    path.write_bytes(DATA[1:])
+    assert _mapped(path) == DATA[1:]
