@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stratum import __version__, config, private, sessions
+from stratum import __version__, config, private, roles, sessions
 from stratum.clocks import STAMP, by_stamp
 from stratum.descriptors import is_owned
 from stratum.errors import BackupDamaged, Busy, InvalidArgument, NotFound, StratumError, VolumeInvalid
@@ -147,6 +147,7 @@ def make(volume: Volume, target: Path, *, keep: int = 0, watch: Watch = _unwatch
     """
     if keep and not target.is_dir():
         raise InvalidArgument(f"--keep wants a folder, and {target} is none")
+    roles.refuse_backup(volume, target)
     made = save(Source(volume.root, cast("LmdbStore", volume.store), volume.config, volume.instance), target, watch)
     volume.mutate(
         lambda tx: tx.put(b"gbackup", pack_json({"at_s": round(made.made_s, 3), "path": str(made.path.absolute())})),

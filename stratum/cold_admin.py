@@ -9,7 +9,7 @@ import uuid
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import cold, copies, damage, packs
+from stratum import cold, copies, damage, packs, roles
 from stratum.cold_backends.contract import PART_BYTES, RemoteError, RemoteNotFound, RemoteRefused
 from stratum.damage import Thing
 from stratum.errors import Busy, DataDamaged, Exists, ForeignRemote, InvalidArgument, TierUnavailable
@@ -37,15 +37,17 @@ def normal_prefix(prefix: str) -> str:
     return stripped + "/" if stripped else ""
 
 
-def probe(backend: Backend, plain: Backend) -> dict[str, bool]:
+def probe(backend: Backend, plain: Backend, *, stored: Callable[[str], None] = lambda _: None) -> dict[str, bool]:
     """What a remote really does, by trying. Raises `RemoteError` if it cannot even store, range, list and delete.
 
-    `plain` is the same without encryption, which compares checksums itself and would hide that the remote does not.
+    `plain` is the same without encryption, which compares checksums itself and would hide that the remote does not. `stored` is told the random
+    key of the first object while it is there, and may raise what it likes. Nothing stays there, whatever happens.
     """
     key = f"probe/{uuid.uuid4().hex}"
     data = bytes(range(256)) * 512
-    backend.put(key, data, {"stratum-probe": "1"})
     try:
+        backend.put(key, data, {"stratum-probe": "1"})
+        stored(key)
         if (
             b"".join(backend.get(key).pieces) != data
             or b"".join(backend.get(key, 1000, 70000).pieces) != data[1000:70000]
@@ -74,8 +76,9 @@ def _refuses(backend: Backend, key: str, data: bytes, **more: Any) -> bool:
         backend.put(key, data, {}, **more)
     except RemoteRefused:
         return True
-    if "sha256" in more:
-        backend.delete(key)
+    finally:
+        if "sha256" in more:
+            backend.delete(key)
     return False
 
 
@@ -88,9 +91,11 @@ def _multipart(backend: Backend, key: str) -> bool:
         good = backend.list_parts(key, upload_id) == {1: PART_BYTES, 2: 3}
         backend.complete_upload(key, upload_id, 2)
         good = good and backend.head(key).size == PART_BYTES + 3
-    except RemoteRefused:
+    except RemoteError as error:
         if upload_id:
             backend.abort_upload(key, upload_id)
+        if not isinstance(error, RemoteRefused):
+            raise
         return False
     finally:
         backend.delete(key)
@@ -107,6 +112,7 @@ def add(volume: Volume, name: str, row: ColdRow, *, create_bucket: bool = False)
     with volume.snapshot() as reader:
         if name in cold.rows(reader):
             raise Exists(f"there is a remote {name!r} already; `stratum cold list` shows it")
+    roles.refuse_remote(volume, row)
     trial = cold.open_remote(
         name, replace(row, can={"checksums": True}), request_s_max=volume.config.cold_request_s_max
     )
@@ -121,7 +127,7 @@ def add(volume: Volume, name: str, row: ColdRow, *, create_bucket: bool = False)
             raise ForeignRemote(
                 f"the bucket and prefix belong to volume {marker['instance']}; choose another prefix, or `stratum rebuild` that volume from it"
             )
-        row.can = probe(trial.sealed, trial.plain)
+        row.can = probe(trial.sealed, trial.plain, stored=roles.Marked(volume, row, trial).check)
         row.can["encrypted"] = bool(row.encryption_key)
         row.epoch = marker["epoch"] if marker is not None else 1
         if marker is None:

@@ -30,7 +30,6 @@ from stratum import (
     stored_extents,
     tree,
 )
-from stratum.damage import Thing
 from stratum.errors import Busy, DataDamaged, NotFound, StratumError
 from stratum.log import get_logger
 from stratum.multipart import scan_all_parts
@@ -98,9 +97,7 @@ class _Checker:
 
     def found(self, kind: str, thing: str, what: str, repair: Repair | None = None) -> None:
         self.findings.append((Finding(kind, thing, what), repair))
-        if kind in fsck_tiers.DAMAGE:
-            number = int(thing.partition(" ")[2], 16)
-            self.volume.damages.found(fsck_tiers.DAMAGE[kind], number, what, by="fsck")
+        fsck_tiers.tell(self.volume, kind, thing, what)
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -488,7 +485,6 @@ class _Checker:
                 tiers = [tier.name.lower() for tier in packs.copies(reader, number)]
                 what = f"its hot bytes are damaged or gone, and a copy is in the {tiers[0]} tier; `stratum scrub start VOLUME --wait` makes it whole" if tiers else error.message  # fmt: skip
                 self.found("damaged-extent", f"extent {number:#x}", what)
-                self.volume.damages.found(Thing.EXTENT, number, what, by="fsck", heals=bool(tiers))
 
     def _has_left(self, number: int, row: ExtentRow) -> bool:
         """Whether an extent lies elsewhere since this check began: beside a served volume data moves."""

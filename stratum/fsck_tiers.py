@@ -23,8 +23,22 @@ if TYPE_CHECKING:
     Repair = Callable[[MetadataTransaction], None]
     Found = Callable[[str, str, str, "Repair | None"], None]
 
-DAMAGE = {"lost-extent": Thing.EXTENT, "lost-pack": Thing.PACK, "damaged-content": Thing.CONTENT}
+DAMAGE = {
+    "damaged-extent": Thing.EXTENT,
+    "lost-extent": Thing.EXTENT,
+    "lost-pack": Thing.PACK,
+    "damaged-content": Thing.CONTENT,
+}
 """Kinds of findings that no repair mends, and what their thing's number is of."""
+
+
+def tell(volume: Volume, kind: str, thing: str, what: str) -> None:
+    """Have damage remembered that fsck finds."""
+    if kind in DAMAGE:
+        number = int(thing.partition(" ")[2], 16)
+        with volume.snapshot() as reader:
+            heals = kind == "damaged-extent" and bool(packs.copies(reader, number))
+        volume.damages.found(DAMAGE[kind], number, what, by="fsck", heals=heals)
 
 
 def _deleting(*keys: bytes) -> Repair:

@@ -26,6 +26,7 @@ from stratum.errors import Busy, StratumError
 from stratum.housekeeping import Housekeeper
 from stratum.log import get_logger
 from stratum.processes import CannotRun, KeptProcess, end_all
+from stratum.roles import refuse as refuse_double_roles
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def serve(root: Path, announce: Callable[[dict[str, Any]], None], *, words: list
         signal.signal(number, lambda *_: ending.set())
     with _alone(root), Volume(root, "supervisor") as volume:
         counting.attach(volume.meta / counting.FOLDER, "supervisor")
+        refuse_double_roles(volume)
         housekeeper = Housekeeper(volume)
         parts = _Parts(volume, config, words or [])
         try:

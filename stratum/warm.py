@@ -98,6 +98,9 @@ class WarmStore:
             taken = [row.path for row in disks(reader).values() if row.state != "replaced"]
         if str(path) in taken:
             raise InvalidArgument(f"{path} is a disk of the warm tier already")
+        from stratum import roles  # which imports what imports the volume
+
+        roles.refuse_folder(self._volume, "the disk", path)
         number = self._volume.new_id()
         prepare_folder(path, self._volume.instance, number, create=create)
         self._volume.mutate(lambda tx: set_disk(tx, number, DiskRow(str(path), int(time.time()))))

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import background, buckets, clones, counting, notify, paths, private, volume
+from stratum import background, buckets, clones, counting, notify, paths, places, private, roles, volume
 from stratum import log as logs
-from stratum.config import CONFIG_NAME, load, parse_listen
+from stratum.config import CONFIG_NAME, load, parse, parse_listen, render
 from stratum.erasure import parse_code
 from stratum.errors import InvalidArgument, SessionDead
 from stratum.identity import Identities
 from stratum.mountd import helper_of
+from stratum.places import Place, Role
 from stratum.tiering.explain import explain_inode
 from stratum.volume import Volume
 from stratum.warm_disks import disk_of, same_devices
@@ -102,6 +103,10 @@ def init_document(root: Path, access_key: str, secret_key: str) -> dict[str, Any
 def init(options: Namespace) -> int:
     root = options.volume.absolute()
     changed, warm_paths = init_settings(options)
+    planned = places.configured(root, parse(render(changed), CONFIG_NAME))
+    found = places.conflicts([*planned, *(Place(Role.WARM, path) for path in warm_paths)])
+    if found:
+        raise InvalidArgument(f"no place may play two roles: {'; '.join(found)}; choose other folders")
     for path in warm_paths:
         private.require_folder(path, "a disk of the warm tier", create=options.create)
         disk_of(path, instance="")
@@ -398,6 +403,8 @@ def config_show(options: Namespace) -> int:
 
 def config_check(options: Namespace) -> int:
     load(options.volume)
+    with Volume(options.volume, "cli") as opened:
+        roles.refuse(opened)
     return show(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")
 
 
