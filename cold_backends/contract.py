@@ -33,6 +33,14 @@ class RemoteRefused(RemoteError):
     """The remote does not let us: credentials, permissions, or it cannot do this. Asking again does not help."""
 
 
+class RemoteGone(RemoteRefused):
+    """The bucket itself is not there, or the directory."""
+
+
+class RemoteDenied(RemoteRefused):
+    """Credentials are wrong, revoked, or do not reach so far."""
+
+
 class RemoteConflict(RemoteRefused):
     """The object is there already and was to be new."""
 

@@ -21,6 +21,7 @@ from stratum.cold_backends.contract import (
     RemoteConflict,
     RemoteDamaged,
     RemoteError,
+    RemoteGone,
     RemoteNotFound,
     RemoteRefused,
 )
@@ -47,7 +48,7 @@ class DirectoryBackend:
         if not key or any(part in {"", ".", ".."} or "\0" in part for part in parts):
             raise RemoteRefused(f"{key!r} is not a key of ours")
         if not self._root.is_dir():
-            raise RemoteError(f"the archive {self._root} is not there; mount or plug in its disk")
+            raise RemoteGone(f"the archive {self._root} is not there; mount or plug in its disk")
         return self._root / table / key
 
     def _write(self, path: Path, data: bytes | memoryview) -> None:

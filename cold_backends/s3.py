@@ -21,7 +21,9 @@ from stratum.cold_backends.contract import (
     RemoteBody,
     RemoteConflict,
     RemoteDamaged,
+    RemoteDenied,
     RemoteError,
+    RemoteGone,
     RemoteNotFound,
     RemoteRefused,
 )
@@ -33,7 +35,7 @@ CONNECTIONS_MAX = 64
 FIRST_PIECE_BYTES = 64 * 1024 + 16
 """A block of an extent, encrypted or not: whoever waits for it is to have it before what lies behind it arrives. Then they double."""
 _METADATA = "x-amz-meta-"
-_NOT_FOUND = frozenset(("NoSuchKey", "NoSuchUpload", "NoSuchBucket", "404", "NotFound", "NoSuchVersion"))
+_NOT_FOUND = frozenset(("NoSuchKey", "NoSuchUpload", "404", "NotFound", "NoSuchVersion"))
 _CONFLICT = frozenset(("PreconditionFailed", "412", "ConditionalRequestConflict"))
 _DAMAGED = frozenset(("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"))
 
@@ -44,6 +46,8 @@ def _failed(error: Exception, what: str) -> NoReturn:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         text = f"{what}: the remote answered {status} {code}"
+        if code == "NoSuchBucket":
+            raise RemoteGone(f"{text}: the bucket is not there") from None
         if code in _NOT_FOUND or (status == 404 and not code):
             raise RemoteNotFound(text) from None
         if code == "InvalidObjectState":
@@ -52,8 +56,10 @@ def _failed(error: Exception, what: str) -> NoReturn:
             raise RemoteConflict(text) from None
         if code in _DAMAGED:
             raise RemoteDamaged(text) from None
+        if status in {401, 403}:
+            raise RemoteDenied(f"{text}; check credentials and permissions") from None
         if 400 <= status < 500 and status not in {408, 429}:
-            raise RemoteRefused(f"{text}; check credentials and permissions") from None
+            raise RemoteRefused(text) from None
         raise RemoteError(text) from None
     raise RemoteError(f"{what}: the remote did not answer ({type(error).__name__})") from None
 

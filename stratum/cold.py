@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratum import remote_trouble
 from stratum.blocks import CHECKSUM_BYTES, checksum
 from stratum.cold_backends.contract import (
     PART_BYTES,
@@ -34,6 +35,7 @@ from stratum.cold_backends.contract import (
     RemoteConflict,
     RemoteDamaged,
     RemoteError,
+    RemoteGone,
     RemoteNotFound,
     RemoteRefused,
 )
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from stratum.volume import Volume
 
 log = get_logger("cold")
-MARKER = "stratum-instance.json"
+MARKER = remote_trouble.MARKER
 MARKER_S = 5.0
 MULTIPART_BYTES_MIN = 2 * PART_BYTES
 KEY_BYTES = 32
@@ -195,7 +197,8 @@ def read_marker(remote: Remote) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(text)
         return {"instance": str(found["instance"]), "epoch": int(found["epoch"])}
     except (ValueError, KeyError, TypeError):
-        raise ForeignRemote(f"{MARKER} in the bucket is not ours; choose another bucket or prefix") from None
+        what = f"{MARKER} in the bucket is not one of a volume; choose another bucket or prefix"
+        raise ForeignRemote(what, trouble=remote_trouble.Trouble.FOREIGN) from None
 
 
 def write_marker(remote: Remote, instance: str, epoch: int, *, new: bool) -> None:
@@ -293,18 +296,25 @@ class ColdStore:
             return None
         return None if remote.retrying.breaker.is_open else name
 
-    def check_marker(self, name: str) -> None:
-        """Raises `ForeignRemote` if the prefix is not this volume's at its epoch, `RemoteError` if it cannot be read."""
-        if time.monotonic() - self._markers_s.get(name, -MARKER_S) < MARKER_S:
+    def check_marker(self, name: str, *, anew: bool = False) -> None:
+        """Raises `ForeignRemote` if the prefix is not this volume's at its epoch, `TierUnavailable` if the remote cannot be asked. Both have
+        the `Trouble` among their facts. What was seen within MARKER_S is believed, unless it is to be asked `anew`.
+        """
+        if not anew and time.monotonic() - self._markers_s.get(name, -MARKER_S) < MARKER_S:
             return
         row, remote = self.remote(name)
-        found = read_marker(remote)
-        wanted = {"instance": self._volume.instance, "epoch": row.epoch}
-        if found != wanted:
-            raise ForeignRemote(
-                f"remote {name!r} says it belongs to {found}, and this volume is {wanted}; nothing was written; if a rebuilt volume took over, retire this one"
-            )
+        self.compare_marker(name, row, remote)
         self._markers_s[name] = time.monotonic()
+
+    def compare_marker(self, name: str, row: ColdRow, remote: Remote) -> None:
+        """The same of a remote as somebody has opened it."""
+        try:
+            found = read_marker(remote)
+        except RemoteError as error:
+            raise remote_trouble.of_error(name, row, error) from error
+        wrong = remote_trouble.of_marker(name, row, self._volume.instance, found)
+        if wrong is not None:
+            raise wrong
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -436,7 +446,10 @@ class ColdStore:
             raise NeedsRestore(
                 f"the bytes lie in an archive class of remote {row.remote!r}; ask with RestoreObject, wait, then read again"
             ) from error
+        except RemoteGone as error:
+            raise remote_trouble.of_error(row.remote, self.remote(row.remote)[0], error) from error
         except RemoteNotFound as error:
+            self.check_marker(row.remote, anew=True)  # else all of it is gone, or it is another place
             raise DataDamaged(
                 f"pack {number:016x} (its object is gone)", f"remote {row.remote!r}, {row.key}", pack=number
             ) from error

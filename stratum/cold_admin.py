@@ -9,7 +9,7 @@ import uuid
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from stratum import cold, copies, damage, packs, roles
+from stratum import cold, copies, damage, packs, remote_trouble, roles
 from stratum.cold_backends.contract import PART_BYTES, RemoteError, RemoteNotFound, RemoteRefused
 from stratum.damage import Thing
 from stratum.errors import Busy, DataDamaged, Exists, ForeignRemote, InvalidArgument, TierUnavailable
@@ -160,9 +160,11 @@ def check(
     volume: Volume, name: str, *, read: bool = False, seen: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Ask a remote for its marker and every pack; with `read` for every byte. `seen(bytes so far, of how many)` is told meanwhile."""
-    document: dict[str, Any] = {"name": name, "reachable": False, "packs": 0, "missing": [], "damaged": [], "error": ""}
+    document: dict[str, Any] = {
+        "name": name, "reachable": False, "trouble": "", "packs": 0, "missing": [], "damaged": [], "error": "",
+    }  # fmt: skip
     try:
-        volume.cold.check_marker(name)
+        volume.cold.check_marker(name, anew=True)
         document["reachable"] = True
         _, remote = volume.cold.remote(name)
         with volume.snapshot() as reader:
@@ -178,9 +180,32 @@ def check(
             done += row.length
             document["packs"] += 1
             _check_pack(volume, remote.sealed, number, row, document, read=read)
+        volume.cold.check_marker(name, anew=True)
     except (RemoteError, ForeignRemote, InvalidArgument, TierUnavailable) as error:
         document["error"] = error.message
+        document["trouble"] = remote_trouble.of(error) or ""
     return document
+
+
+def restore_marker(volume: Volume, name: str) -> None:
+    """Put back the marker of a remote that has lost it. Raises `Exists` if there is one, whosever it is, `TierUnavailable` or `ForeignRemote`."""
+    row, remote = volume.cold.remote(name)
+    try:
+        if cold.read_marker(remote) is not None:
+            raise Exists(f"remote {name!r} has a marker; `stratum cold check {name}` says whose it is")
+        prefix = f"v1/{volume.instance}/"
+        if held_by(volume, name) and next(iter(remote.sealed.list(prefix)), None) is None:
+            raise ForeignRemote(
+                f"remote {name!r}: {remote_trouble.place(row)} holds no object of this volume: it is another place, or was emptied; no marker was written"
+            )
+        cold.write_marker(remote, volume.instance, row.epoch, new=row.can.get("conditional_puts", False))
+    except RemoteError as error:
+        raise remote_trouble.of_error(name, row, error) from error
+
+
+def held_by(volume: Volume, name: str) -> int:
+    with volume.snapshot() as reader:
+        return held(reader, name)[0]
 
 
 def _check_pack(
@@ -190,6 +215,7 @@ def _check_pack(
     try:
         size = backend.head(row.key).size
     except RemoteNotFound:
+        volume.cold.check_marker(row.remote, anew=True)  # else more than this object is gone
         document["missing"].append(row.key)
         _tell(volume, number, row, f"its object in remote {row.remote!r} is gone", 0)
         return

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import counting, damaged_objects, metrics, packs, quotas, warm_disks
+from stratum import cold, counting, damaged_objects, metrics, packs, quotas, remote_trouble, warm_disks
 from stratum.errors import InvalidArgument
 from stratum.schema import pack_json, unpack_json
 
@@ -84,6 +84,12 @@ CODES = {
         Code("STR-WARM-DEGRADED", _W, "packs of the warm tier wait to be repaired", "stratum disk list VOLUME"),
         Code("STR-WARM-UNREPAIRABLE", _E, "packs of the warm tier cannot be repaired", "stratum disk list VOLUME"),
         Code("STR-COLD-FAILING", _W, "a remote of the cold tier fails and is left alone for a while", "stratum cold check VOLUME"),
+        Code("STR-COLD-GONE", _E, "the bucket or directory of a remote is not there", "stratum cold check VOLUME"),
+        Code("STR-COLD-DENIED", _E, "a remote does not take the volume's credentials", "stratum cold check VOLUME"),
+        Code("STR-COLD-UNREACHABLE", _W, "a remote does not answer", "stratum cold check VOLUME"),
+        Code("STR-COLD-NO-MARKER", _E, "a remote has lost the marker that says whose it is: nothing is written there", "stratum cold check VOLUME"),
+        Code("STR-COLD-FOREIGN", _E, "a remote belongs to another volume: nothing is written there", "stratum cold check VOLUME"),
+        Code("STR-COLD-SUPERSEDED", _E, "a rebuilt volume has taken a remote over: nothing is written there", "stratum cold check VOLUME"),
         Code("STR-DATA-DAMAGED", _E, "stored bytes are damaged and no copy of them is good", "stratum health damaged VOLUME"),
         Code("STR-SCRUB-UNHEALED", _E, "the scrub found damage that it could not heal", "stratum scrub status VOLUME"),
         Code("STR-SCRUB-OVERDUE", _W, "no pass of the scrub has ended within its period", "stratum scrub start VOLUME"),
@@ -280,6 +286,7 @@ def _tiers(volume: Volume) -> Iterator[Finding]:
         waiting = [unpack_json(raw) for _, raw in reader.scan_prefix(b"h")]
         tierd, scrub = packs.setting(reader, "tierd"), packs.setting(reader, "scrub")
         backup = packs.setting(reader, "backup")
+        remotes, known = packs.setting(reader, "remotes"), cold.rows(reader)
     yield from _warm(volume, disks, waiting)
     level, troubles = tierd.get("level"), dict(tierd.get("troubles", {}))
     if level in {"high", "emergency"}:
@@ -296,6 +303,9 @@ def _tiers(volume: Volume) -> Iterator[Finding]:
     breakers = _gauge(volume, metrics.COLD_BREAKERS)
     if breakers:
         yield Finding("STR-COLD-FAILING", "cold tier", f"{breakers} processes have stopped asking a remote for a while")
+    for name, told in sorted(remotes.items()):
+        if name in known:
+            yield Finding(remote_trouble.CODES[remote_trouble.Trouble(told["trouble"])], name, str(told["what"]))
     if scrub.get("unhealed"):
         yield Finding(
             "STR-SCRUB-UNHEALED", "scrub", f"{len(scrub['unhealed'])} things, the first: {scrub['unhealed'][0]}"

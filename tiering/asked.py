@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from stratum import filling, hints, housekeeping
 from stratum.clocks import come
-from stratum.errors import NoSpace, TierUnavailable
+from stratum.errors import StratumError
 from stratum.schema import Kind, key_u64, prefix_range, unpack_u64
 from stratum.tier_rows import MoveRow, Tier
 from stratum.tiering import files, records
@@ -111,7 +111,7 @@ class Asked:
             try:
                 # What a user asked for goes even if it is little, and shared extents stay only where a pin holds them.
                 outcome = self._mover.move(batch, target, cause=cause, alone=True, stays=self._pinned_hot)
-            except (TierUnavailable, NoSpace) as error:
+            except StratumError as error:  # whoever waits for the move is told, whatever it is
                 self._answer(sorted(left), rows, dict.fromkeys(left, error.message))
                 raise
             while target != Tier.HOT and housekeeping.give_back(self._volume):

@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from stratum.tiering.lifecycle import LifecycleRunner, Restorer
 from stratum.tiering.mover import Mover, Preempted, exclusive
 from stratum.tiering.policy import Settings, decide, relief_order
 from stratum.tiering.pressure import Gauge
+from stratum.tiering.remote_watch import RemoteWatch
 from stratum.tiering.snapshots import IndexSnapshots
 
 if TYPE_CHECKING:
@@ -44,11 +46,15 @@ log = get_logger("tierd")
 WINDOW_FILES = 512
 RELIEF_BYTES = 256 * 1024 * 1024
 RETRY_S = 5.0
+RETRY_S_MAX = 300.0
+PRESSING = frozenset(("relief", "asked", "repair"))
+"""Steps that are tried at the same pace however often they fail."""
 RESCAN_S = 3600.0
 DISKS_TOLD_S = 10.0
 PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
+_DIGITS = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*")
 HALF_BELIEVED_S = 60.0
 HELD_BY_A_LEAP_S = {"background": HALF_BELIEVED_S, "lifecycle": 3600.0, "graces": 3600.0}
 """Steps that go by age, and what they wait after the clock leapt. What they do cannot be undone where it is an hour."""
@@ -81,12 +87,15 @@ class Tierd:
         self._restorer = Restorer(volume, self.mover, clock=clock)
         self._drainer = Drainer(volume, self.mover)
         self._asked = Asked(volume, self.mover, clock=clock)
+        self._remotes = RemoteWatch(volume, monotonic=monotonic)
         self._snapshots = IndexSnapshots(volume, clock=clock)
         self._cursors: dict[Tier, bytes] = {}
         self._rescan_s = monotonic()
         self._compacted_s = monotonic()
         self._failing: dict[str, tuple[float, str]] = {}
         """Steps that failed: when they are tried again, and why they did."""
+        self._failures: dict[str, tuple[int, str]] = {}
+        """How often in a row, and why but for its numbers."""
         self._beaten_s = monotonic()
         self.level = "ok"
 
@@ -133,7 +142,7 @@ class Tierd:
             self._guarded("asked", self._answer_asked)
             return False
         for name, work in (
-            ("asked", self._answer_asked), ("repair", self._healer.repair), ("damage", self._damage.run), ("background", self._background), ("lifecycle", self._lifecycle.run),
+            ("asked", self._answer_asked), ("remotes", self._remotes.run), ("repair", self._healer.repair), ("damage", self._damage.run), ("background", self._background), ("lifecycle", self._lifecycle.run),
             ("restores", self._restorer.run),
             ("condemned", self._remove_condemned), ("graces", self._end_graces), ("drains", self._drainer.run), ("scrub", self._healer.scrub), ("compact", self._compact),
             ("snapshot", self._snapshots.run),
@@ -193,12 +202,22 @@ class Tierd:
             filling.provide(self._volume, error)
             return True
         except (StratumError, OSError) as error:
-            why = getattr(error, "message", str(error))
-            log.warning("step_failed", step=name, error=why)
-            self._failing[name] = self._monotonic() + RETRY_S, why
+            self._put_off(name, getattr(error, "message", str(error)))
             return False
         self._failing.pop(name, None)
+        self._failures.pop(name, None)
         return found
+
+    def _put_off(self, name: str, why: str) -> None:
+        """Told once as long as it fails in the same way, and tried after pauses that grow, unless somebody waits for it."""
+        kind = _DIGITS.sub("#", why)
+        count, before = self._failures.get(name, (0, ""))
+        count = count + 1 if kind == before else 1
+        self._failures[name] = count, kind
+        if count == 1:
+            log.warning("step_failed", step=name, error=why)
+        pause_s = RETRY_S if name in PRESSING else min(RETRY_S * 2 ** (min(count, 10) - 1), RETRY_S_MAX)
+        self._failing[name] = self._monotonic() + pause_s, why
 
     def _gauge_is_high(self) -> bool:
         self.level = self._gauge.look()

@@ -378,6 +378,10 @@ class Scrub:
             info = self._volume.cold.remote(row.remote)[1].sealed.head(row.key)
             missing, good_bytes = info.size < row.length, info.size
         except RemoteNotFound:
+            try:
+                self._volume.cold.check_marker(row.remote, anew=True)  # else more than this object is gone
+            except StratumError:
+                return 4096
             missing, good_bytes = True, 0
         except (RemoteArchived, RemoteError, StratumError):
             return 4096  # not to be known now

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stratum import packs
 from stratum.boundaries import boundary
-from stratum.errors import StratumError
+from stratum.errors import StratumError, TierUnavailable
 from stratum.log import get_logger
 from stratum.schema import key_u64
 from stratum.tier_rows import COPYING, PackRow, Tier
@@ -65,11 +65,17 @@ def _resume(mover: Mover, number: int, row: PackRow) -> bool:
 
 
 def remove_condemned(mover: Mover, now_s: float = 0.0, limit: int = 256) -> int:
-    """Remove bytes of packs that nothing needs any more and whose time has come: at 0, those that are given no time. How many went."""
+    """Remove bytes of packs that nothing needs any more and whose time has come: at 0, those that are given no time. How many went.
+
+    A remote that refuses one is not asked for the others. Raises `TierUnavailable` if nothing went, with what is waited for.
+    """
     with mover.volume.snapshot() as reader:
         found = [(number, row) for number in packs.due(reader, now_s, limit) if (row := packs.get(reader, number))]
     gone = []
+    waits: dict[str, str] = {}
     for number, row in found:
+        if row.remote in waits:
+            continue
         try:
             if row.tier == Tier.WARM:
                 mover.volume.warm.delete(number, row)
@@ -78,7 +84,10 @@ def remove_condemned(mover: Mover, now_s: float = 0.0, limit: int = 256) -> int:
                 mover.volume.cold.cache.drop(number)
             gone.append(number)
         except (StratumError, OSError) as error:
-            log.warning("pack_not_removed", pack=f"{number:016x}", error=str(error))
+            if row.tier == Tier.COLD:
+                waits[row.remote] = getattr(error, "message", str(error))
+            else:
+                waits[f"pack {number:016x}"] = str(error)
         boundary("mover.removed")
         if mover.pressing():
             break
@@ -89,6 +98,8 @@ def remove_condemned(mover: Mover, now_s: float = 0.0, limit: int = 256) -> int:
 
     if gone:
         mover.volume.mutate(forget, frees=True)
+    elif waits:
+        raise TierUnavailable(f"{len(found)} packs wait to be removed: {'; '.join(list(waits.values())[:3])}")
     return len(gone)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import content, copies, courtesy, evidence, manifest, metrics, packs
+from stratum import cold, content, copies, courtesy, evidence, manifest, metrics, packs
 from stratum.blocks import checksum
 from stratum.boundaries import boundary
 from stratum.cold_backends.contract import RemoteDamaged
@@ -204,7 +204,8 @@ class Mover:
         else:
             row.remote = remote or volume.cold.available() or ""
             if not row.remote:
-                raise TierUnavailable("no remote of the cold tier answers; see `stratum cold check`")
+                raise TierUnavailable(no_remote(volume))
+            volume.cold.check_marker(row.remote)  # before there is a row: each try would leave one to be removed
             row.key = volume.cold.new_key()
         boundary("mover.planned")
         volume.mutate(lambda tx: packs.put(tx, number, row), frees=True)
@@ -480,6 +481,19 @@ class Mover:
         outcome.failed.update(failed)
         metrics.MOVES.add(tier.name.lower(), "moved", amount=moved)
         metrics.MOVES.add(tier.name.lower(), "failed", amount=len(failed))
+
+
+def no_remote(volume: Volume) -> str:
+    """Why nothing can go to the cold tier."""
+    with volume.snapshot() as reader:
+        name = cold.active(reader)
+        known = packs.setting(reader, "remotes").get(name or "", {})
+    if name is None:
+        return "the cold tier has no remote; `stratum cold add` adds one"
+    return str(
+        known.get("what")
+        or f"no remote of the cold tier answers ({name!r} is left alone for a while); see `stratum cold check`"
+    )
 
 
 def hottest(reader: InodeReader, extents: list[int]) -> Tier:

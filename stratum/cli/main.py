@@ -176,6 +176,11 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     made = command(remotes, "check", "ask for every object", tier_commands.cold_check)
     made.add_argument("name", metavar="NAME", nargs="?")
     made.add_argument("--read", action="store_true", help="read every byte: that may cost money")
+    made.add_argument(
+        "--restore-marker",
+        action="store_true",
+        help="put back the marker of NAME, which it has lost, before anything else",
+    )
     made = command(
         remotes,
         "sweep",

@@ -19,7 +19,7 @@ from stratum.health import SILENT_S_MAX
 from stratum.manifest import Names
 from stratum.schema import key_u64, pack_json, prefix_range
 from stratum.tier_rows import VALID, ColdRow, MoveRow, Tier
-from stratum.tiering import daemon
+from stratum.tiering import daemon, remote_watch
 from stratum.tiering.explain import arrived_bytes
 from stratum.tiering.explain import explain as explain_key
 from stratum.tiering.rebuild import rebuild
@@ -108,11 +108,17 @@ def cold_check(options: Namespace) -> int:
             names = [row["name"] for row in cold_admin.describe(reader)]
         if options.name and options.name not in names:
             raise NotFound(f"there is no remote {options.name!r}; `stratum cold list` shows them")
+        if options.restore_marker:
+            if not options.name:
+                raise InvalidArgument("--restore-marker wants the name of the remote")
+            cold_admin.restore_marker(opened, options.name)
         with Progress("asking the remote") as progress:
             found = [
                 cold_admin.check(opened, name, read=options.read, seen=progress.at)
                 for name in ([options.name] if options.name else names)
             ]
+        for row in found:
+            remote_watch.note(opened, row["name"], remote_watch.ask(opened, row["name"]))
     good = all(row["reachable"] and not row["error"] and not row["missing"] and not row["damaged"] for row in found)
     lines = [
         f"{row['name']}: {'reachable' if row['reachable'] else 'NOT REACHABLE'}, {row['packs']} packs, {len(row['missing'])} missing, "
