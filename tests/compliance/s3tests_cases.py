@@ -32,6 +32,7 @@ _HARNESS = (
 )
 REASONS: dict[str, str] = {
     "account_usage|head_bucket_usage|bucket_head_extended": "Ceph's own extension: usage counts in x-rgw headers.",
+    "list(v2)?_unordered": "Ceph's own extension: the parameter allow-unordered, which S3 ignores.",
     "create_bad_contentlength_none|create_bad_authorization_(empty|none)|create_bad_date_none_aws2": _HARNESS,
     "create_bad_authorization_(incorrect|invalid)_aws2": _HARNESS,
     "object_read_unreadable": "botocore sends the key in UTF-8, so it is a key like others, which does not exist.",
