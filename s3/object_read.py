@@ -44,15 +44,18 @@ _OVERRIDES = {
 
 
 def look_up(context: Context, reader: InodeReader) -> tuple[BucketRow, ObjectState]:
-    """The object of the request, before it is known who may have it. That there is none is told to who may list."""
+    """The object of the request, before it is known who may have it; its caller asks that, then for the version.
+
+    That there is none is told to who may list.
+    """
     bucket = context.bucket(reader)
     check_key(context.key)
-    version_id(context)
     try:
         return bucket, objects.head(reader, bucket, context.key)
     except NoSuchKey:
         if not access.may_use_bucket(bucket, context.identity, access.READ):
             raise S3Error("AccessDenied") from None
+        version_id(context)
         raise
 
 
@@ -60,6 +63,8 @@ def find(context: Context, reader: InodeReader, *, check_conditions: bool = True
     """The object, after authorisation and then preconditions: nobody learns from a 304 what a 403 would hide."""
     bucket, state = look_up(context, reader)
     access.check_object(bucket, state.metadata, context.identity, access.READ)
+    if context.request.raw_query:
+        version_id(context)
     if check_conditions:
         wanted = conditions(context)
         if wanted:

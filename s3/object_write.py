@@ -139,8 +139,8 @@ def _writable(context: Context) -> BucketRow:
 
 
 def put_object(context: Context) -> Awaitable[Answer]:
-    check_key(context.key)
     bucket = _writable(context)
+    check_key(context.key)
     with context.snapshot() as reader:
         rules = lifecycle.get(reader, bucket.inode)
     acl = canned_acl(context, for_object=True)
@@ -275,9 +275,9 @@ def copy_object(context: Context) -> Answer:
 
 
 def delete_object(context: Context) -> Awaitable[Answer]:
+    _writable(context)
     check_key(context.key)
     version_id(context)
-    _writable(context)
     wanted = conditions(context)
 
     def commit(tx: MetadataTransaction) -> None:

@@ -12,6 +12,7 @@ from stratum.s3 import access
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import read_document
 from stratum.s3.bucket_handlers import require_owner
+from stratum.s3.context import version_id
 from stratum.s3.errors import S3Error
 from stratum.s3.object_read import look_up
 from stratum.s3.xml import document, element, only, parse
@@ -55,6 +56,7 @@ def _object(context: Context, reader: InodeReader) -> ObjectState:
     bucket, state = look_up(context, reader)
     if not access.may_use_tags(bucket, state.metadata, context.identity):
         raise S3Error("AccessDenied")
+    version_id(context)
     return state
 
 

@@ -15,7 +15,7 @@ from stratum.s3 import access, lifecycle_xml, numerals
 from stratum.s3.answer import Answer, empty, xml
 from stratum.s3.body import read_document
 from stratum.s3.bucket_handlers import require_owner
-from stratum.s3.context import Context, check_key, http_date
+from stratum.s3.context import Context, check_key, http_date, version_id
 from stratum.s3.errors import S3Error, method_not_allowed, not_implemented
 from stratum.s3.xml import only, parse, text
 from stratum.schema import Kind, key_u64
@@ -97,6 +97,7 @@ def _days(context: Context) -> int:
 def restore_object(context: Context) -> Answer:
     """202 for a new restore, 200 for another term of one that is there, 409 while one is on its way."""
     check_key(context.key)
+    version_id(context)
     days = _days(context)
 
     def commit(tx: MetadataTransaction) -> int:

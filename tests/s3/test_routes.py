@@ -145,6 +145,7 @@ def test_a_put_that_asks_for_more_replaces_nothing(
         ("HEAD", "/kept", {"x-amz-checksum-crc32": "AAAAAA=="}, 400),
         ("GET", "?prefix=a", {"If-Match": "x"}, 501),
         ("GET", "?versions&marker=a", {}, 400),
+        ("POST", "/kept?restore&versionId=none", {}, 404),
         ("GET", "?list-type=2&marker=a", {}, 400),
         ("GET", "", {"x-amz-optional-object-attributes": "RestoreStatus"}, 501),
         ("DELETE", "/kept", {"If-None-Match": "*"}, 501),
@@ -230,8 +231,12 @@ def _request_of(route: tuple[str, str, str], bucket: str, key: str) -> tuple[str
 def test_a_stranger_learns_nothing(server: Server, bucket: str, route: tuple[str, str, str]) -> None:
     """Neither whether a key is there nor what is built, from whichever call, with a document or without."""
     facts = _strangers(server)
-    for key, data, anonymous in itertools.product(("kept", "absent"), (b"", _DOCUMENT), (True, False)):
+    versions = ("", "versionId=none") if "versionId" in routes.TABLE[route].parameters else ("",)
+    asked = itertools.product(("kept", "absent"), (b"", _DOCUMENT), (True, False), versions)
+    for key, data, anonymous, version in asked:
         method, path, more = _request_of(route, bucket, key)
+        if version:
+            path += f"{'&' if '?' in path else '?'}{version}"
         if anonymous:
             answer = requests.request(method, server.endpoint + path, data=data, headers=more, timeout=20)
         else:
@@ -240,6 +245,15 @@ def test_a_stranger_learns_nothing(server: Server, bucket: str, route: tuple[str
         if method != "HEAD":
             assert code_of(answer)[1] == "AccessDenied", (route, key, data, anonymous)
     assert server.client().get_object(Bucket=bucket, Key="kept")["Body"].read() == b"kept"
+
+
+def test_a_stranger_does_not_learn_which_sources_there_are(server: Server, bucket: str) -> None:
+    keys = _strangers(server)
+    assert send(server, "PUT", f"/{bucket}-theirs", keys=keys).status_code == 200
+    for key in ("kept", "absent"):
+        source = {"x-amz-copy-source": f"/{bucket}/{key}", "x-amz-copy-source-if-match": "none"}
+        answer = send(server, "PUT", f"/{bucket}-theirs/copy", headers=source, keys=keys)
+        assert code_of(answer) == (403, "AccessDenied")
 
 
 _USERS: dict[str, tuple[str, str]] = {}
