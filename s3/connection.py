@@ -192,7 +192,10 @@ class Connection(HttpToolsProtocol):
         progress = self._progress
         try:
             self._feed(data)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(cause, StopParsing):
+                log.error("head_failed", error=repr(cause))
             self._break()
             return
         if self._progress != progress:

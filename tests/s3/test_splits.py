@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 from stratum import buckets, log, metrics, multipart, objects, volume
 from stratum.errors import StratumError
 from stratum.identity import Identities
-from stratum.s3 import app, routes, signatures
+from stratum.s3 import app, framing, routes, signatures
 from stratum.s3.chunked import ChunkedDecoder
 from stratum.s3.connection import Connection
 from stratum.s3.errors import S3Error
@@ -473,6 +473,19 @@ def test_a_connection_that_answers_nothing_has_a_deadline(endpoint: Endpoint, be
     assert endpoint.run(last(get, get, behind))
     unread = plain("GET", app.LIVE_PATH, "Content-Length: 1000", close=False)
     assert endpoint.run(last(unread, behind)), "the rest of a body that nobody reads"
+
+
+def test_a_fault_of_ours_in_reading_a_head_is_logged(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its client gets a refusal; llhttp cannot tell why its caller failed."""
+
+    def fail(_method: str, _target: bytes) -> None:
+        raise KeyError("fault")
+
+    monkeypatch.setattr(framing, "split_target", fail)
+    assert statuses(endpoint.run(endpoint.answer([plain("GET", "/")]))) == (400,)
+    assert "KeyError('fault')" in capfd.readouterr().err
 
 
 def decoded(body: bytes, cuts: tuple[int, ...], size: int) -> tuple[bytes, dict[str, str], str]:
