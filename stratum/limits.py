@@ -45,6 +45,10 @@ KINDS = ("buckets", "users", "anonymous")
 _REQUESTS, _BYTES = 1, 2
 
 
+RATES = {"requests": (0.001, 1e9), "bytes": (1.0, 1e15)}
+"""What may be allowed a second, from and to."""
+
+
 @dataclass(slots=True, frozen=True)
 class Limit:
     """0 is no limit."""
@@ -53,18 +57,39 @@ class Limit:
     bytes_per_s: float = 0.0
 
 
+def _rate(number: Any, kind: str) -> float:
+    """What a row says, whoever wrote it: no limit instead of what is none, and otherwise one that can be reckoned with."""
+    if not isinstance(number, int | float) or not math.isfinite(number) or number <= 0:
+        return 0.0
+    least, most = RATES[kind]
+    return min(max(float(number), least), most)
+
+
+def _decoded(raw: bytes | None) -> dict[str, dict[str, Limit]]:
+    found: dict[str, dict[str, Limit]] = {}
+    for kind, rows in (unpack_json(raw) if raw else {}).items():
+        found[kind] = {
+            name: Limit(_rate(requests, "requests"), _rate(size, "bytes")) for name, (requests, size) in rows.items()
+        }
+    return found
+
+
 def everything(reader: InodeReader) -> Iterator[tuple[str, str, Limit]]:
     """(kind, name or user id, limit)."""
-    raw = reader.get(b"glimits")
-    for kind, rows in (unpack_json(raw) if raw else {}).items():
-        for name, (requests, size) in rows.items():
-            yield kind, name, Limit(requests, size)
+    for kind, rows in _decoded(reader.get(b"glimits")).items():
+        for name, limit in rows.items():
+            yield kind, name, limit
 
 
 def put(tx: MetadataTransaction, kind: str, name: str, limit: Limit | None) -> None:
     """Set or remove one. Raises `InvalidArgument`."""
-    if limit is not None and (min(limit.requests_per_s, limit.bytes_per_s) < 0 or limit == Limit()):
-        raise InvalidArgument("a limit is a positive number of requests or bytes a second, or both")
+    if limit is not None:
+        for unit, number in (("requests", limit.requests_per_s), ("bytes", limit.bytes_per_s)):
+            if number != 0 and number != _rate(number, unit):
+                least, most = RATES[unit]
+                raise InvalidArgument(f"{number:g} {unit} a second is no limit; give {least:g} to {most:g}")
+        if limit == Limit():
+            raise InvalidArgument("a limit is a positive number of requests or bytes a second, or both")
     raw = tx.get(b"glimits")
     rows: dict[str, dict[str, Any]] = unpack_json(raw) if raw else {}
     rows.setdefault(kind, {}).pop(name, None)
@@ -112,7 +137,7 @@ class Paces:
             paid = int.from_bytes(self._table[at : at + 8], "little")
             if paid < now or paid > now + AHEAD_S_MAX * 1e9:
                 paid = now
-            paid += round(amount / rate * 1e9)
+            paid = min(paid + round(amount / rate * 1e9), now + round(AHEAD_S_MAX * 1e9))
             owed_s = (paid - now) / 1e9 - BURST_S
             if owed_s <= patience_s:
                 self._table[at : at + 8] = paid.to_bytes(8, "little")
@@ -145,7 +170,7 @@ class Limiter:
         self._meta = meta
         self._paces: Paces | None = None
         self._raw: bytes | None = None
-        self._rows: dict[str, dict[str, list[float]]] = {}
+        self._rows: dict[str, dict[str, Limit]] = {}
 
     def admit(self, reader: InodeReader, user_id: str | None, bucket: str) -> Pace | None:
         """Count a request; what its bytes go by, if they are limited. Raises `TooManyRequests`."""
@@ -153,12 +178,15 @@ class Limiter:
         if raw is None:
             return None
         if raw != self._raw:
-            self._raw, self._rows = raw, unpack_json(raw)
+            self._raw, self._rows = raw, _decoded(raw)
         if self._paces is None:
             self._paces = Paces(self._meta)
         slow: list[tuple[str, float]] = []
         for kind, name in (("anonymous", "") if user_id is None else ("users", user_id), ("buckets", bucket)):
-            requests, size = self._rows.get(kind, {}).get(name, (0, 0))
+            limit = self._rows.get(kind, {}).get(name)
+            if limit is None:
+                continue
+            requests, size = limit.requests_per_s, limit.bytes_per_s
             who = f"{kind} {name}"
             owed_s = self._paces.charge(who, _REQUESTS, 1, requests, patience_s=0.0) if requests else 0.0
             if size and not owed_s:

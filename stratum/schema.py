@@ -352,12 +352,18 @@ class SegmentRow:
         return cls(*_SEGMENT.unpack(raw))
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_decode = json.JSONDecoder(parse_constant=lambda _: 0.0).decode
+"""NaN and the infinities are no JSON. A row that holds one was written by an older program, and 0 stands for no limit everywhere."""
+
+
 def pack_json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    """Raises `ValueError` for a number that is none."""
+    return _encode(value).encode()
 
 
 def unpack_json(raw: bytes) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(raw)
+    value: dict[str, Any] = _decode(raw.decode())
     return value
 
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stratum import audit
-from stratum.cli.commands import show
+from stratum.cli.output import show
 from stratum.config import CONFIG_NAME, load
 from stratum.errors import InvalidArgument
 from stratum.volume import Volume

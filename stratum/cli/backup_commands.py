@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import backup, backup_remote, drill
 from stratum import upgrade as upgrading
-from stratum.cli.commands import show
+from stratum.cli.output import show
 from stratum.cli.progress import Progress
 from stratum.cli.tier_commands import cold_row
 from stratum.errors import InvalidArgument, StratumError
@@ -40,7 +40,7 @@ def meta_backup(options: Namespace) -> int:
                     watch=sending.at,
                 )
     document = {
-        "backup": str(made.path), "made": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "seconds": round(time.monotonic() - began, 3), "remote_key": sent or None,
+        "backup": str(made.path), "made_at": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "duration_s": round(time.monotonic() - began, 3), "remote_key": sent or None,
     }  # fmt: skip
     text = f"{made.path}: {made.rows} rows, {made.size} bytes, verified; it holds the keys of the volume: keep it as safe as these"
     return show(
@@ -52,25 +52,25 @@ def meta_fetch(options: Namespace) -> int:
     backup.prepare_target(options.target, create=options.create)
     with Progress("fetching the backup") as progress:
         told = backup_remote.fetch(cold_row(options), options.target, progress.at)
-    document = {"backup": str(told.path), "instance": told.instance, "made": _moment(told.made_s), "rows": told.rows}
-    text = f"{told.path}: {told.rows} rows as of {document['made']}, verified\nnext: stratum meta restore VOLUME {told.path}"
+    document = {"backup": str(told.path), "instance": told.instance, "made_at": _moment(told.made_s), "rows": told.rows}
+    text = f"{told.path}: {told.rows} rows as of {document['made_at']}, verified\nnext: stratum meta restore VOLUME {told.path}"
     return show(options, document, text)
 
 
 def meta_verify(options: Namespace) -> int:
     with Progress("reading the backup") as progress:
         told = backup.verify(options.file, progress.at)
-    document = {"backup": str(told.path), "instance": told.instance, "made": _moment(told.made_s), "rows": told.rows}
-    return show(options, document, f"{told.path} is whole: {told.rows} rows as of {document['made']}")
+    document = {"backup": str(told.path), "instance": told.instance, "made_at": _moment(told.made_s), "rows": told.rows}
+    return show(options, document, f"{told.path} is whole: {told.rows} rows as of {document['made_at']}")
 
 
 def meta_restore(options: Namespace) -> int:
     with Progress("reading the backup") as progress:
         told, replaced = backup.restore(options.file, options.volume, adopt=options.adopt_data, watch=progress.at)
     document = {
-        "restored": str(options.volume), "made": _moment(told.made_s), "rows": told.rows, "replaced": str(replaced) if replaced else None,
+        "restored": str(options.volume), "made_at": _moment(told.made_s), "rows": told.rows, "replaced": str(replaced) if replaced else None,
     }  # fmt: skip
-    lines = [f"{options.volume} is as of {document['made']}: {told.rows} rows"]
+    lines = [f"{options.volume} is as of {document['made_at']}: {told.rows} rows"]
     if replaced:
         lines.append(f"what was there lies in {replaced}; remove it when all is well")
     if not options.metadata_only:

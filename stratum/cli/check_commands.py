@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import fsck as checker
 from stratum import leaks, store_repair
-from stratum.cli.commands import show
+from stratum.cli.output import show
 from stratum.cli.progress import Progress
 from stratum.volume import Volume
 

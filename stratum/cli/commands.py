@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import background, buckets, clones, counting, notify, paths, places, private, roles, volume
 from stratum import log as logs
+from stratum.cli.output import schema_of, show, table, to_json
 from stratum.config import CONFIG_NAME, load, parse, parse_listen, render
 from stratum.erasure import parse_code
 from stratum.errors import InvalidArgument, SessionDead
@@ -30,30 +30,6 @@ if TYPE_CHECKING:
 
     from stratum.schema import BucketRow
     from stratum.transaction import MetadataTransaction
-
-
-def show(options: Namespace, document: Any, text: str) -> int:
-    print(json.dumps(document, ensure_ascii=False) if options.json else text)
-    return 0
-
-
-def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    if not rows:
-        return "(none)"
-    widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in columns]
-    lines = ["  ".join(column.ljust(width) for column, width in zip(columns, widths, strict=True))]
-    lines += [
-        "  ".join(str(row[column]).ljust(width) for column, width in zip(columns, widths, strict=True)) for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def duration_s(text: str) -> float:
-    """Like 90s, 15m, 4h or 2d. Raises `InvalidArgument`."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if text[-1:] not in units or not text[:-1].isdigit():
-        raise InvalidArgument(f"{text!r} is not a number and one of s, m, h, d, like 24h")
-    return float(text[:-1]) * units[text[-1]]
 
 
 def _free_listen(taken: set[int]) -> str:
@@ -150,7 +126,7 @@ def serve(options: Namespace) -> int:
 
     def announce(facts: dict[str, Any]) -> None:
         text = f"ready: {facts['endpoint']}" + (f", mounted at {facts['mount']}" if facts["mount"] else "")
-        print(json.dumps(facts) if options.json else text, flush=True)
+        print(to_json(facts, schema_of(options)) if options.json else text, flush=True)
 
     return supervisor.serve(options.volume.absolute(), announce)
 
@@ -204,7 +180,7 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
         announced()
         if not options.supervised and not options.background:
             print(
-                json.dumps({"ready": True, "mount": str(directory)})
+                to_json({"ready": True, "mount": str(directory)}, schema_of(options))
                 if options.json
                 else f"ready: mounted at {directory}",
                 flush=True,
@@ -260,7 +236,7 @@ def user_add(options: Namespace) -> int:
 def user_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         rows = [asdict(user) for user in Identities(opened).users()]
-    return show(options, rows, table(rows, ["name", "user_id", "display_name", "email", "admin"]))
+    return show(options, {"users": rows}, table(rows, ["name", "user_id", "display_name", "email", "admin"]))
 
 
 def user_remove(options: Namespace) -> int:
@@ -282,7 +258,7 @@ def key_create(options: Namespace) -> int:
 def key_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         rows = Identities(opened).access_keys()
-    return show(options, rows, table(rows, ["access_key", "user"]))
+    return show(options, {"keys": rows}, table(rows, ["access_key", "user"]))
 
 
 def key_revoke(options: Namespace) -> int:
@@ -294,12 +270,12 @@ def key_revoke(options: Namespace) -> int:
 # -- buckets ------------------------------------------------------------------------------------------------------------
 
 
-def _date(time_ns: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))
+def _names(opened: Volume) -> dict[str, str]:
+    return {user.user_id: user.name for user in Identities(opened).users()}
 
 
-def _bucket_document(name: str, row: BucketRow) -> dict[str, Any]:
-    return {"name": name, "owner": row.owner, "created": _date(row.created_ns), "acl": row.acl, "anonymous": row.anonymous, "uid": row.uid, "gid": row.gid,
+def _bucket_document(name: str, row: BucketRow, owner: str | None) -> dict[str, Any]:
+    return {"name": name, "owner": {"id": row.owner, "name": owner}, "created_ns": row.created_ns, "acl": row.acl, "anonymous": row.anonymous, "uid": row.uid, "gid": row.gid,
             "file_mode": f"{row.file_mode:04o}", "dir_mode": f"{row.dir_mode:04o}", "audit_reads": row.audit_reads}  # fmt: skip
 
 
@@ -315,16 +291,17 @@ def bucket_create(options: Namespace) -> int:
             return buckets.create(tx, options.name, owner.user_id)
 
         row = opened.mutate(create)
-    return show(options, _bucket_document(options.name, row), f"made bucket {options.name}")
+        names = _names(opened)
+    return show(options, _bucket_document(options.name, row, names.get(row.owner)), f"made bucket {options.name}")
 
 
 def bucket_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened, opened.snapshot() as reader:
-        rows = []
+        rows, names = [], _names(opened)
         for name, row in buckets.scan(reader):
             objects, size = buckets.usage(reader, row)
-            rows.append({**_bucket_document(name, row), "objects": objects, "bytes": size})
-    return show(options, rows, table(rows, ["name", "objects", "bytes", "acl", "anonymous"]))
+            rows.append({**_bucket_document(name, row, names.get(row.owner)), "objects": objects, "bytes": size})
+    return show(options, {"buckets": rows}, table(rows, ["name", "objects", "bytes", "acl", "anonymous"]))
 
 
 def bucket_remove(options: Namespace) -> int:
@@ -342,7 +319,8 @@ def bucket_set(options: Namespace) -> int:
         )
     with Volume(options.volume, "cli") as opened:
         row = opened.mutate(lambda tx: buckets.change(tx, options.name, **settings))
-    return show(options, _bucket_document(options.name, row), f"changed bucket {options.name}")
+        owners = _names(opened)
+    return show(options, _bucket_document(options.name, row, owners.get(row.owner)), f"changed bucket {options.name}")
 
 
 # -- clones and snapshots -----------------------------------------------------------------------------------------------
@@ -373,12 +351,12 @@ def snapshot_list(options: Namespace) -> int:
                     "path": row.snapshot_of,
                     "name": bucket.partition(clones.SNAPSHOT_MARK)[2],
                     "bucket": bucket,
-                    "created": _date(row.created_ns),
+                    "created_ns": row.created_ns,
                     "objects": objects,
                     "bytes": size,
                 }
             )
-    return show(options, rows, table(rows, ["path", "name", "created", "objects", "bytes"]))
+    return show(options, {"snapshots": rows}, table(rows, ["path", "name", "created_at", "objects", "bytes"]))
 
 
 def snapshot_remove(options: Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import packs, private, warm, warm_disks, warm_sweep
-from stratum.cli.commands import duration_s, show, table
+from stratum.cli.output import show, table
 from stratum.cli.progress import Progress, amount, span
 from stratum.errors import Busy, InvalidArgument
 from stratum.schema import pack_json, prefix_range, unpack_json
@@ -154,7 +154,7 @@ def _retire(tx: MetadataTransaction, number: int, successor: int) -> None:
 def disk_sweep(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         path = options.path.absolute()
-        found = warm_sweep.sweep(opened, path, age_s_min=duration_s(options.older_than), apply=options.apply)
+        found = warm_sweep.sweep(opened, path, age_s_min=options.older_than, apply=options.apply)
     text = f"{found['shards']} shards of {found['bytes']} bytes that nothing here refers to"
     lines = [text + (": removed" if options.apply else "; --apply removes them"), *found["names"]]
     return show(options, found, "\n".join(lines))

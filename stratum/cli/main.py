@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +12,14 @@ from stratum.cli import audit_commands as auditing
 from stratum.cli import backup_commands as saving
 from stratum.cli import check_commands, commands, disk_commands, tier_commands
 from stratum.cli import operate_commands as operate
-from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE
+from stratum.cli import words as command_words
+from stratum.cli.exit_codes import COULD_NOT_RUN, TABLE, USAGE
+from stratum.cli.output import to_json
+from stratum.cli.values import address, duration, moment, number, octal, whole
+from stratum.cli.words import Parser
 from stratum.errors import StillFilling, StratumError
 from stratum.kept_mounts import KEEP_S
+from stratum.limits import RATES
 from stratum.mountd import SOCKET
 from stratum.processes import become_owner
 from stratum.volume import Volume
@@ -32,24 +35,10 @@ _EPILOG = (
 TARGET = "a folder, or a new file whose name ends in .tar.gz"
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("epilog", _EPILOG)
         super().__init__(*args, **kwargs)
-
-
-def _volume_argument(parser: argparse.ArgumentParser, *, default: bool) -> None:
-    if default:
-        parser.add_argument(
-            "volume",
-            metavar="VOLUME",
-            type=Path,
-            nargs="?" if os.environ.get("STRATUM_VOLUME") else None,
-            default=Path(os.environ.get("STRATUM_VOLUME", "")),
-        )
-    else:
-        parser.add_argument("volume", metavar="VOLUME", type=Path)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def _init_arguments(made: argparse.ArgumentParser) -> None:
@@ -115,7 +104,7 @@ def _wait_argument(made: argparse.ArgumentParser) -> None:
 
 
 def _sweep_arguments(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--older-than", metavar="TIME", default="7d", help="like 90m, 24h or 30d (7d)")
+    made.add_argument("--older-than", metavar="TIME", type=duration, default="7d", help="like 90m, 24h or 30d (7d)")
     made.add_argument(
         "--apply",
         action="store_true",
@@ -135,7 +124,7 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     tiers = group("tier", "move data between the tiers")
     command(tiers, "status", "what lies where, and what waits", tier_commands.tier_status)
     made = command(tiers, "plan", "what would move if nothing were used", tier_commands.tier_plan)
-    made.add_argument("--horizon", metavar="TIME", default="24h", help="like 90m, 24h or 30d (24h)")
+    made.add_argument("--horizon", metavar="TIME", type=duration, default="24h", help="like 90m, 24h or 30d (24h)")
     made = command(tiers, "move", "bring an object to a tier", tier_commands.tier_move)
     made.add_argument("key", metavar="BUCKET/KEY")
     made.add_argument("tier", choices=("hot", "warm", "cold"))
@@ -202,7 +191,7 @@ def _tier_parsers(sub: Any, command: Any, group: Any) -> None:
     for name, text in (("pause", "hold the pass"), ("resume", "go on with it")):
         command(scrub, name, text, disk_commands.scrub_set).set_defaults(action=name)
     command(scrub, "speed", "how fast it reads", disk_commands.scrub_speed).add_argument(
-        "bytes_per_s", metavar="BYTES_PER_S", type=int
+        "bytes_per_s", metavar="BYTES_PER_S", type=whole(1, 1 << 50, example="52428800")
     )
 
 
@@ -211,7 +200,9 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
         sub, "status", "health, capacity, objects and processes; the exit code is the worst severity", operate.status
     )
     made = command(sub, "top", "what is going on, live", operate.top)
-    made.add_argument("--interval", metavar="SECONDS", type=float, default=2.0, help="between two frames (2)")
+    made.add_argument(
+        "--interval", metavar="SECONDS", type=number(0.1, 3600, example="2"), default=2.0, help="between two frames (2)"
+    )
     made.add_argument("--once", action="store_true", help="print one frame and end")
     made = command(sub, "admin", "serve health and metrics, and send alerts, alone", operate.admin)
     made.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
@@ -224,6 +215,7 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     made.add_argument(
         "--keep",
         metavar="TIME",
+        type=duration,
         default=f"{KEEP_S:.0f}s",
         help=f"how long a mount waits for a daemon that restarts ({KEEP_S:.0f}s); 0s: it ends with it",
     )
@@ -236,23 +228,30 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     )  # fmt: skip
     made = command(codes, "mute", "keep a code out of exit codes and alerts for a while", operate.health_mute)
     made.add_argument("code", metavar="CODE")
-    made.add_argument("--for", metavar="TIME", dest="duration", required=True, help="like 30m, 4h or 2d")
+    made.add_argument("--for", metavar="TIME", type=duration, dest="duration", required=True, help="like 30m, 4h or 2d")
     command(codes, "unmute", "hear a code again", operate.health_unmute).add_argument("code", metavar="CODE")
     records = group("audit", "who did what")
     command(records, "verify", "whether the chain of records is whole", auditing.audit_verify)
     made = command(records, "tail", "the newest records", auditing.audit_tail)
-    made.add_argument("-n", dest="lines", metavar="N", type=int, default=20, help="so many (20)")
+    made.add_argument(
+        "-n", dest="lines", metavar="N", type=whole(1, 1_000_000, example="20"), default=20, help="so many (20)"
+    )
     made.add_argument("--follow", action="store_true", help="go on until interrupted")
     made = command(records, "export", "records as JSON, one a line", auditing.audit_export)
-    made.add_argument("--since", metavar="TIME", default="", help="like 2026-11-24 or 2026-11-24T12:00:00Z, in UTC")
-    made.add_argument("--until", metavar="TIME", default="")
+    made.add_argument(
+        "--since", metavar="TIME", type=moment, default="", help="like 2026-11-24 or 2026-11-24T12:00:00Z, in UTC"
+    )
+    made.add_argument("--until", metavar="TIME", type=moment, default="")
     made.add_argument("--user", metavar="NAME", default="")
     made.add_argument("--bucket", metavar="B", default="")
     saved = group("meta", "save the metadata, and bring it back")
     made = command(saved, "backup", "write a verified backup while the volume is served", saving.meta_backup)
     made.add_argument("target", metavar="TARGET", type=Path, help=TARGET)
     made.add_argument(
-        "--keep", metavar="N", type=int, help="leave the newest N of this volume in the folder, and in the remote"
+        "--keep",
+        metavar="N",
+        type=whole(0, 100_000, example="14"),
+        help="leave the newest N of this volume in the folder, and in the remote",
     )
     made.add_argument("--to-cold", metavar="NAME", default="", help="send it to this remote too")
     _create_argument(made, "the folder of the backup")
@@ -287,16 +286,32 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
     drills = group("drill", "prove that what is for a bad day works")
     made = command(drills, "restore", "restore a backup aside, check it, print RPO and RTO", saving.drill_restore)
     made.add_argument("source", metavar="SOURCE", type=Path, help="a backup, or a folder of them: the newest")
-    made.add_argument("--sample", metavar="N", type=int, default=200, help="files to read whole (200)")
+    made.add_argument(
+        "--sample",
+        metavar="N",
+        type=whole(0, 1_000_000_000, example="200"),
+        default=200,
+        help="files to read whole (200)",
+    )
     made.add_argument("--scratch", metavar="DIR", type=Path, help="where the restored metadata lies meanwhile")
-    made.add_argument("--seed", metavar="N", type=int, help="choose the same files again")
+    made.add_argument("--seed", metavar="N", type=whole(example="7"), help="choose the same files again")
     limit = group("limit", "how many requests and bytes a second S3 takes from a user or for a bucket")
     made = command(limit, "set", "set or remove a limit", operate.limit_set)
     made.add_argument("--bucket", metavar="B")
     made.add_argument("--user", metavar="U")
     made.add_argument("--anonymous", action="store_true", help="everybody without a key, together")
-    made.add_argument("--requests-per-s", metavar="N", type=float, help="more are refused with 503 SlowDown")
-    made.add_argument("--bytes-per-s", metavar="N", type=float, help="bodies are slowed down to it")
+    made.add_argument(
+        "--requests-per-s",
+        metavar="N",
+        type=number(*RATES["requests"], example="100"),
+        help="more are refused with 503 SlowDown",
+    )
+    made.add_argument(
+        "--bytes-per-s",
+        metavar="N",
+        type=number(*RATES["bytes"], example="10000000"),
+        help="bodies are slowed down to it",
+    )
     made.add_argument("--remove", action="store_true", help="no limit any more")
     command(limit, "show", "limits", operate.limit_show)
     helped = group("support", "what somebody needs to help you")
@@ -317,8 +332,8 @@ def _operate_parsers(sub: Any, command: Any, group: Any) -> None:
         made.add_argument("--bucket", metavar="B")
         made.add_argument("--user", metavar="U")
         if name == "set":
-            made.add_argument("--bytes", metavar="N", type=int)
-            made.add_argument("--objects", metavar="N", type=int)
+            made.add_argument("--bytes", metavar="N", type=whole(1, example="10737418240"))
+            made.add_argument("--objects", metavar="N", type=whole(1, example="1000000"))
             made.add_argument("--remove", action="store_true", help="no limit any more")
 
 
@@ -328,7 +343,8 @@ def _on_off(text: str) -> bool:
     return text == "on"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(*, volume: Path | None = None) -> argparse.ArgumentParser:
+    """With a `volume` the commands that work on one take no VOLUME among their words: it is this one."""
     parser = _Parser(
         prog="stratum", description="One volume that is a POSIX filesystem and an S3 endpoint at the same moment."
     )
@@ -339,8 +355,12 @@ def build_parser() -> argparse.ArgumentParser:
         group: Any, name: str, text: str, run: Callable[[argparse.Namespace], int], *, volume_default: bool = True
     ) -> argparse.ArgumentParser:
         made: argparse.ArgumentParser = group.add_parser(name, help=text, description=text, epilog=_EPILOG)
-        _volume_argument(made, default=volume_default)
-        made.set_defaults(run=run)
+        if volume is None or not volume_default:
+            made.add_argument("volume", metavar="VOLUME", type=Path)
+        else:
+            made.set_defaults(volume=volume)
+        made.add_argument("--json", action="store_true", help="print one JSON document")
+        made.set_defaults(run=run, schema=made.prog.partition(" ")[2].replace(" ", "."))
         return made
 
     def group(name: str, text: str) -> Any:
@@ -395,7 +415,7 @@ def build_parser() -> argparse.ArgumentParser:
     made = command(users, "add", "add a user; shows an access key once", commands.user_add)
     made.add_argument("name", metavar="NAME")
     made.add_argument("--display-name", metavar="TEXT", default="")
-    made.add_argument("--email", metavar="ADDR", default="")
+    made.add_argument("--email", metavar="ADDR", type=address, default="")
     made.add_argument("--admin", action="store_true", help="may do everything")
     command(users, "list", "list users", commands.user_list)
     command(users, "remove", "remove a user and its keys", commands.user_remove).add_argument("name", metavar="NAME")
@@ -434,10 +454,14 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME")
     made.add_argument("--anonymous", choices=("none", "read", "read-write"), help="what unsigned requests may do")
     made.add_argument("--audit-reads", type=_on_off, metavar="on|off", help="put reads of it on record, too")
-    made.add_argument("--uid", type=int, help="owner of files that S3 makes")
-    made.add_argument("--gid", type=int, help="group of files that S3 makes")
-    made.add_argument("--file-mode", type=lambda text: int(text, 8), help="mode of files that S3 makes (octal)")
-    made.add_argument("--dir-mode", type=lambda text: int(text, 8), help="mode of directories that S3 makes (octal)")
+    made.add_argument(
+        "--uid", metavar="N", type=whole(0, (1 << 32) - 2, example="1000"), help="owner of files that S3 makes"
+    )
+    made.add_argument(
+        "--gid", metavar="N", type=whole(0, (1 << 32) - 2, example="1000"), help="group of files that S3 makes"
+    )
+    made.add_argument("--file-mode", metavar="MODE", type=octal(), help="mode of files that S3 makes (octal)")
+    made.add_argument("--dir-mode", metavar="MODE", type=octal(), help="mode of directories that S3 makes (octal)")
     path = group("path", "translate between keys and paths of the mount")
     made = command(path, "to-key", "the key of a path below the mount's root", commands.path_to_key)
     made.add_argument("text", metavar="PATH", help="BUCKET/..., relative to the mountpoint")
@@ -451,8 +475,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code; errors are printed here and nowhere else."""
-    words = _volume_first(list(sys.argv[1:] if arguments is None else arguments))
-    options = build_parser().parse_args(words)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names are bytes, and go out as they are
+    try:
+        options = command_words.read(build_parser, words)
+    except command_words.WrongUse as error:
+        if command_words.wants_json(words):
+            print(to_json({"error": "WrongUse", "message": error.message, "code": USAGE}, "error"))
+        command_words.told(error)
+        return USAGE
     who = auditing.caller()
     try:
         become_owner(options.volume)
@@ -493,46 +524,9 @@ def _run_patiently(options: argparse.Namespace) -> int:
     return COULD_NOT_RUN
 
 
-_NAMED = {
-    ("user", "add"),
-    ("user", "remove"),
-    ("key", "create"),
-    ("key", "revoke"),
-    ("bucket", "create"),
-    ("bucket", "remove"),
-    ("bucket", "set"),
-    ("path", "to-key"),
-    ("path", "to-path"),
-}
-
-
-def _volume_first(words: list[str]) -> list[str]:
-    """With $STRATUM_VOLUME set, `user add NAME` has one positional word: put the volume before it."""
-    volume = os.environ.get("STRATUM_VOLUME")
-    if not volume or tuple(words[:2]) not in _NAMED:
-        return words
-    options_with_value = {
-        "--display-name",
-        "--email",
-        "--owner",
-        "--anonymous",
-        "--audit-reads",
-        "--uid",
-        "--gid",
-        "--file-mode",
-        "--dir-mode",
-    }
-    positional = [
-        word
-        for at, word in enumerate(words[2:], 2)
-        if not word.startswith("-") and words[at - 1] not in options_with_value
-    ]
-    return [*words[:2], volume, *words[2:]] if len(positional) == 1 else words
-
-
 def _report(options: argparse.Namespace, kind: str, message: str, code: int) -> int:
     if getattr(options, "json", False):
-        print(json.dumps({"error": kind, "message": message, "code": code}))
+        print(to_json({"error": kind, "message": message, "code": code}, "error"))
     print(f"stratum: {message}", file=sys.stderr)
     notify.send(STATUS=message)  # for `systemctl status`, and for `serve`, whose part this may be
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, counting, damage, damaged_objects, health, limits, metrics, quotas
 from stratum import status as state
-from stratum.cli.commands import duration_s, set_up_logs, show, table
+from stratum.cli.commands import set_up_logs
+from stratum.cli.output import schema_of, show, table, to_json
 from stratum.errors import InvalidArgument
 from stratum.identity import Identities
 from stratum.limits import Limit
@@ -39,7 +39,7 @@ def admin(options: Namespace) -> int:
 def mountd(options: Namespace) -> int:
     from stratum import mountd as helper
 
-    helper.serve(options.socket, options.user, options.root, duration_s(options.keep))
+    helper.serve(options.socket, options.user, options.root, options.keep)
     return 0
 
 
@@ -103,7 +103,7 @@ def health_codes(options: Namespace) -> int:
         {"code": code.name, "severity": code.severity.name.lower(), "meaning": code.meaning}
         for code in health.CODES.values()
     ]
-    return show(options, rows, table(rows, ["code", "severity", "meaning"]))
+    return show(options, {"codes": rows}, table(rows, ["code", "severity", "meaning"]))
 
 
 def health_damaged(options: Namespace) -> int:
@@ -119,13 +119,13 @@ def health_damaged(options: Namespace) -> int:
 
 
 def health_mute(options: Namespace) -> int:
-    seconds = duration_s(options.duration)
+    seconds = options.duration
     if not seconds:
         raise InvalidArgument("--for 0 mutes nothing; `stratum health unmute` ends a mute")
     with Volume(options.volume, "cli") as opened:
         until_s = health.mute(opened, options.code, seconds)
     until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until_s))
-    return show(options, {"muted": options.code, "until": until}, f"{options.code} is muted until {until}")
+    return show(options, {"muted": options.code, "until_at": until}, f"{options.code} is muted until {until}")
 
 
 def health_unmute(options: Namespace) -> int:
@@ -179,7 +179,9 @@ def quota_show(options: Namespace) -> int:
             if options.bucket in {None, item.name if item.kind == "bucket" else None}
             and options.user in {None, item.name if item.kind == "user" else None}
         ]  # fmt: skip
-    return show(options, rows, table(rows, ["kind", "name", "bytes", "bytes_max", "objects", "objects_max"]))
+    return show(
+        options, {"quotas": rows}, table(rows, ["kind", "name", "bytes", "bytes_max", "objects", "objects_max"])
+    )
 
 
 # -- limits -------------------------------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def limit_show(options: Namespace) -> int:
                 {"kind": kind, "name": names.get(name, name), **asdict(limit)}
                 for kind, name, limit in limits.everything(reader)
             ]
-    return show(options, rows, table(rows, ["kind", "name", "requests_per_s", "bytes_per_s"]))
+    return show(options, {"limits": rows}, table(rows, ["kind", "name", "requests_per_s", "bytes_per_s"]))
 
 
 def support_bundle(options: Namespace) -> int:
@@ -343,7 +345,7 @@ def top(options: Namespace) -> int:
             while True:
                 time.sleep(options.interval)
                 frame = _frame(opened, rates)
-                text = json.dumps(frame) if options.json else _frame_text(frame)
+                text = to_json(frame, schema_of(options)) if options.json else _frame_text(frame)
                 print(("\x1b[H\x1b[2J" if screen else "") + text, flush=True)
                 if options.once:
                     return 0

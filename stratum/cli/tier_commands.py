@@ -11,8 +11,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from stratum import buckets, cold_admin, counting, hints, notify, objects, packs
-from stratum.cli.commands import duration_s, init_document, init_settings, set_up_logs, show, table
+from stratum.cli.commands import init_document, init_settings, set_up_logs
 from stratum.cli.disk_commands import work
+from stratum.cli.output import show, table
 from stratum.cli.progress import Progress
 from stratum.errors import InvalidArgument, NotFound
 from stratum.health import SILENT_S_MAX
@@ -99,7 +100,11 @@ def cold_add(options: Namespace) -> int:
 def cold_list(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened, opened.snapshot() as reader:
         rows = cold_admin.describe(reader)
-    return show(options, rows, table(rows, ["name", "kind", "endpoint", "bucket", "prefix", "state", "packs", "bytes"]))
+    return show(
+        options,
+        {"remotes": rows},
+        table(rows, ["name", "kind", "endpoint", "bucket", "prefix", "state", "packs", "bytes"]),
+    )
 
 
 def cold_check(options: Namespace) -> int:
@@ -125,7 +130,7 @@ def cold_check(options: Namespace) -> int:
         f"{len(row['damaged'])} damaged{'; ' + row['error'] if row['error'] else ''}"
         for row in found
     ]
-    show(options, found, "\n".join(lines) or "(no remotes)")
+    show(options, {"remotes": found}, "\n".join(lines) or "(no remotes)")
     return 0 if good else 1
 
 
@@ -137,7 +142,7 @@ def cold_remove(options: Namespace) -> int:
 
 def cold_sweep(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
-        found = cold_admin.sweep(opened, options.name, age_s_min=duration_s(options.older_than), apply=options.apply)
+        found = cold_admin.sweep(opened, options.name, age_s_min=options.older_than, apply=options.apply)
     text = f"{found['objects']} objects of {found['bytes']} bytes and {found['uploads']} unfinished uploads that nothing here refers to"
     lines = [text + (": removed" if options.apply else "; --apply removes them"), *found["keys"]]
     return show(options, found, "\n".join(lines))
@@ -309,7 +314,7 @@ def _set(options: Namespace, name: str, value: dict[str, Any] | None, text: str)
 
 
 def tier_plan(options: Namespace) -> int:
-    horizon_s = duration_s(options.horizon)
+    horizon_s = options.horizon
     with Volume(options.volume, "cli") as opened:
         with opened.snapshot() as reader:
             level = str(packs.setting(reader, "tierd").get("level", "ok"))

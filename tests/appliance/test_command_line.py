@@ -58,7 +58,7 @@ def test_users_keys_and_buckets(tmp_path: Path) -> None:
     stratum("user", "add", tmp_path / "v", "ada", expect=5)
     stratum("user", "add", tmp_path / "v", "bob", "--email", "ada@example.org", expect=5)
     stratum("user", "add", tmp_path / "v", "no spaces", expect=6)
-    assert {row["name"] for row in json.loads(stratum("user", "list", tmp_path / "v", "--json").stdout)} == {
+    assert {row["name"] for row in json.loads(stratum("user", "list", tmp_path / "v", "--json").stdout)["users"]} == {
         "admin",
         "ada",
     }
@@ -72,8 +72,10 @@ def test_users_keys_and_buckets(tmp_path: Path) -> None:
     changed = json.loads(
         stratum("bucket", "set", tmp_path / "v", "one", "--anonymous", "read", "--file-mode", "640", "--json").stdout
     )
-    assert (changed["anonymous"], changed["file_mode"], changed["owner"]) == ("read", "0640", user["user_id"])
-    assert [row["name"] for row in json.loads(stratum("bucket", "list", tmp_path / "v", "--json").stdout)] == ["one"]
+    assert (changed["anonymous"], changed["file_mode"], changed["owner"]["name"]) == ("read", "0640", "ada")
+    assert [
+        row["name"] for row in json.loads(stratum("bucket", "list", tmp_path / "v", "--json").stdout)["buckets"]
+    ] == ["one"]
     stratum("bucket", "remove", tmp_path / "v", "one")
     stratum("user", "remove", tmp_path / "v", "ada")
     refused = stratum("user", "remove", tmp_path / "v", "admin", expect=6)

@@ -254,7 +254,7 @@ def test_quotas_of_a_bucket(home: Path, mounted: Server, tmp_path: Path) -> None
     (home / "b").unlink()
     assert {
         row["objects_max"]
-        for row in json.loads(stratum("quota", "show", mounted.root, "--bucket", home.name, "--json").stdout)
+        for row in json.loads(stratum("quota", "show", mounted.root, "--bucket", home.name, "--json").stdout)["quotas"]
     } == {3}
     stratum("quota", "set", mounted.root, "--bucket", home.name, "--remove")
     (home / "d").write_bytes(b"x" * 200_000)

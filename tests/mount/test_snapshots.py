@@ -106,7 +106,7 @@ def test_nothing_in_a_snapshot_changes(mounted: Server, home: Path, s3: Any) -> 
     failed = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "d/big"}]})["Errors"]
     assert [error["Code"] for error in failed] == ["AccessDenied"]
     stratum("snapshot", "remove", mounted.root, home.name, "second")
-    rows = json.loads(stratum("snapshot", "list", mounted.root, home.name, "--json").stdout)
+    rows = json.loads(stratum("snapshot", "list", mounted.root, home.name, "--json").stdout)["snapshots"]
     assert [(row["path"], row["name"], row["bucket"]) for row in rows] == [(home.name, "first", bucket)]
     with small.open("rb") as held:
         stratum("snapshot", "remove", mounted.root, home.name, "first")

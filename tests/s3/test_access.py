@@ -214,7 +214,7 @@ def test_quotas(server: Server) -> None:
     client.put_object(Bucket="bounded", Key="c", Body=b"")
     with pytest.raises(ClientError, match="QuotaExceeded"):
         client.copy_object(Bucket="bounded", Key="d", CopySource="bounded/c")
-    rows = json.loads(stratum("quota", "show", server.root, "--json").stdout)
+    rows = json.loads(stratum("quota", "show", server.root, "--json").stdout)["quotas"]
     assert rows == [
         {
             "kind": "bucket",

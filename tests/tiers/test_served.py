@@ -481,7 +481,7 @@ def test_scrub_disks_and_status(served: Served) -> None:
     assert served.body("scrubbed") == DATA
     status = json.loads(stratum("tier", "status", served.server.root, "--json").stdout)
     assert status["warm_bytes"] >= len(DATA)
-    assert json.loads(stratum("cold", "check", served.server.root, "--json").stdout)[0]["reachable"]
+    assert json.loads(stratum("cold", "check", served.server.root, "--json").stdout)["remotes"][0]["reachable"]
     assert stratum("fsck", served.server.root).stdout == "clean\n"
 
 
@@ -507,7 +507,7 @@ def test_a_second_volume_as_the_remote(served: Served, tmp_path: Path) -> None:
         deadline = time.monotonic() + 30
         while next(
             row
-            for row in json.loads(stratum("cold", "list", served.server.root, "--json").stdout)
+            for row in json.loads(stratum("cold", "list", served.server.root, "--json").stdout)["remotes"]
             if row["name"] == "ours"
         )["packs"]:
             assert time.monotonic() < deadline
