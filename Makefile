@@ -13,7 +13,7 @@ PACKAGES := python3 python3-venv python3-dev gcc pkg-config fuse3 libfuse3-dev r
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml fuse/negotiate.c fuse/negotiate.h fuse/extra_operations.c
+$(VENV)/.installed: requirements-dev.lock pyproject.toml fuse/negotiate.c fuse/negotiate.h fuse/extra_operations.c fuse/locks.c
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	  DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND; \

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextlib import AbstractContextManager
 
+    from stratum.fuse.locks import Locks
     from stratum.fuse.open_files import FileState
     from stratum.transaction import MetadataTransaction
     from stratum.volume import Volume
@@ -172,6 +173,8 @@ class Base(pyfuse3.Operations):
         self.open_files = OpenFiles()
         self.auditor = Auditor(volume, root, bucket) if volume.audit is not None else None
         self.orphans: dict[int, float] = {}
+        self.locks: Locks | None = None
+        """Those that other mounts see; without, the kernel keeps them for this mount alone."""
         self._disk_readers = trio.CapacityLimiter(DISK_READERS_MAX)
         self._recalls = trio.CapacityLimiter(volume.config.cold_recalls)
 

@@ -15,9 +15,11 @@ import trio
 from stratum import buckets, counting, housekeeping, mounting, notify
 from stratum.errors import StratumError, UnfinishedMount
 from stratum.fencing import take_away
+from stratum.file_locks import LockTable
 from stratum.fuse import _negotiate, sharing, takeover
-from stratum.fuse.extra_operations import answering
 from stratum.fuse.invalidation import Follower, Idle
+from stratum.fuse.lock_operations import answering
+from stratum.fuse.locks import Locks
 from stratum.fuse.operations import Operations
 from stratum.fuse.session import Session
 from stratum.log import get_logger
@@ -84,8 +86,12 @@ def serve(
         if taken_over is None:
             sharing.check(reader, wanted)
         root = buckets.get(reader, wanted.bucket).inode if wanted.bucket else pyfuse3.ROOT_INODE
-        shared = wanted.shared if taken_over is None else sharing.is_shared(reader, volume.session.id)
+        shared, locks = wanted.shared, wanted.locks
+        if taken_over is not None:
+            shared, locks = sharing.what_is_shared(reader, volume.session.id)
     operations = Operations(volume, root=root, shared=shared, bucket=wanted.bucket)
+    if locks:
+        operations.share_locks(Locks(LockTable(volume.meta, volume.session.id, volume.session.is_dead)))
     helper = helper_of(volume.root, volume.config)
     if taken_over is None:
         connection, mount_id = mount(volume, mountpoint, helper, read_only=wanted.read_only)
@@ -102,6 +108,8 @@ def serve(
             serving.unmount()
         if serving.follower is not None:
             serving.follower.stop()
+        if operations.locks is not None:
+            operations.locks.close(forget=serving.handover is None)
     if serving.handover is None:
         return None
     return takeover.Passing(serving.handover, signals, wanted.document(volume.root), serving.kept)
@@ -222,12 +230,16 @@ class _Serving:
         first = self._taken_over.init if self._taken_over is not None else b""
         session = operations.commits.session = Session(first, begun=self.follower.resume)
         session.install(partial(answering, operations))
+        if operations.locks is not None:
+            session.left = operations.locks.interrupted
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_signal, nursery.cancel_scope)
                 nursery.start_soon(_background, volume, operations)
                 if not self._wanted.read_only:
                     nursery.start_soon(sharing.share_when_asked, volume, operations)
+                if operations.locks is not None:
+                    nursery.start_soon(operations.locks.run)
                 nursery.start_soon(self._announce)
                 await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
                 await operations.flush_old(everything=True)
@@ -243,6 +255,7 @@ class _Serving:
             "read_only": self._wanted.read_only,
             "bucket": self._wanted.bucket,
             "shared": self._wanted.shared,
+            "locks": self._wanted.locks,
             "renews": True,
             "still": self.follower is not None and self.follower.stillness is not None,
         }

@@ -36,7 +36,7 @@ void translate(char *message, size_t bytes)
 static const char CAPSULE[] = "fuse_req_t";
 
 /* Takes over `arguments`. Whatever goes wrong before there is a handler is the kernel's EIO. */
-static void hand_over(fuse_req_t request, const char *name, PyObject *arguments)
+void hand_over(fuse_req_t request, const char *name, PyObject *arguments)
 {
     PyObject *capsule = NULL, *done = NULL;
 
@@ -125,7 +125,7 @@ static PyObject *carry(PyObject *module, PyObject *function)
 }
 
 /* The request of a capsule, which can be asked for once. */
-static fuse_req_t used_up(PyObject *capsule)
+fuse_req_t used_up(PyObject *capsule)
 {
     fuse_req_t request = PyCapsule_GetPointer(capsule, CAPSULE);
 

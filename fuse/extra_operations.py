@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from stratum.fuse.open_files import FileState
-    from stratum.fuse.operations import Operations
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 """Modes of fallocate(2). The others are about blocks, which a file here has not."""
@@ -105,7 +104,7 @@ class ExtraOperations(AttributeOperations):
         if buffer is not None and buffer.dirty:
             limit, unwritten = buffer.base_limit, buffer.parts()
         size = self._size(state)
-        if offset >= size:
+        if not 0 <= offset < size:
             raise pyfuse3.FUSEError(errno.ENXIO)
 
         def look() -> int | None:
@@ -182,29 +181,28 @@ class ExtraOperations(AttributeOperations):
             raise
 
 
-async def answering(operations: Operations, name: str, request: object, arguments: tuple[Any, ...]) -> None:
-    """Handle and answer a request that the binding does not know."""
-    try:
-        await ANSWERS[name](operations, request, *arguments)
-    except pyfuse3.FUSEError as error:
-        _negotiate.refuse(request, error.errno)
-
-
-async def _fallocate(operations: Operations, request: object, fh: int, mode: int, offset: int, length: int) -> None:
+async def _fallocate(
+    operations: ExtraOperations, request: object, fh: int, mode: int, offset: int, length: int
+) -> None:
     await operations.fallocate(fh, mode, offset, length)
     _negotiate.refuse(request, 0)
 
 
-async def _lseek(operations: Operations, request: object, fh: int, offset: int, whence: int) -> None:
+async def _lseek(operations: ExtraOperations, request: object, fh: int, offset: int, whence: int) -> None:
     _negotiate.answer_offset(request, await operations.lseek(fh, offset, whence))
 
 
-async def _copy_file_range(operations: Operations, request: object, wide: bool, *arguments: int) -> None:
+async def _copy_file_range(operations: ExtraOperations, request: object, wide: bool, *arguments: int) -> None:
     _negotiate.answer_copied(request, await operations.copy_file_range(*arguments), wide)
 
 
 async def _tmpfile(
-    operations: Operations, request: object, directory: int, mode: int, flags: int, caller: tuple[int, int, int, int]
+    operations: ExtraOperations,
+    request: object,
+    directory: int,
+    mode: int,
+    flags: int,
+    caller: tuple[int, int, int, int],
 ) -> None:
     handle, entry = await operations.tmpfile(directory, mode, flags, Context(*caller))
     told = (
@@ -212,7 +210,7 @@ async def _tmpfile(
         entry.st_blksize, entry.st_blocks, entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns,
     )  # fmt: skip
     if not _negotiate.answer_created(request, handle, told):
-        operations.forget([(entry.st_ino, 1)])  # the kernel gave up waiting: nobody has it
+        operations.open_files.forget(entry.st_ino, 1)  # the kernel gave up waiting: nobody has it
         await operations.release(handle)
 
 

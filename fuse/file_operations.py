@@ -15,6 +15,7 @@ from stratum import content, evidence, metrics, tree
 from stratum.deadlines import Deadline
 from stratum.descriptors import WouldRecall, WouldWait
 from stratum.errors import NeedsRestore, StratumError
+from stratum.fuse import _negotiate
 from stratum.fuse.base import COMMIT_AFTER_S, FLUSHED_AT_ONCE, Base, handler
 from stratum.log import get_logger
 from stratum.read_ahead import Follower
@@ -214,7 +215,14 @@ class FileOperations(Base):
 
     @handler
     async def flush(self, fh: int) -> None:
-        await self._flush(self.open_files.handles[fh].state)
+        """Of a close(2), which gives up what its process has locked, after others can see what it wrote."""
+        owner = _negotiate.owner_of_flush()
+        state = self.open_files.handles[fh].state
+        try:
+            await self._flush(state)
+        finally:
+            if self.locks is not None:
+                self.locks.closed(state.number, owner)
 
     @handler
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -222,7 +230,11 @@ class FileOperations(Base):
 
     @handler
     async def release(self, fh: int) -> None:
-        await self._close(fh)
+        try:
+            await self._close(fh)
+        finally:
+            if self.locks is not None:
+                self.locks.released(fh)
 
     async def _close(self, fh: int) -> None:
         state = self.open_files.close(fh).state

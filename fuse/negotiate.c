@@ -10,7 +10,7 @@
  *
  * pyfuse3 cannot say either that the kernel may keep a directory's listing; here the handle's number says it.
  *
- * The requests that pyfuse3 has no handlers for are in fuse/extra_operations.c.
+ * The requests that pyfuse3 has no handlers for are in fuse/extra_operations.c, those for locks in fuse/locks.c.
  *
  * And it keeps the kernel's first message, for a program that takes the connection over: see fuse/takeover.py.
  */
@@ -45,6 +45,7 @@ static void init(void *userdata, struct fuse_conn_info *connection)
         init_of_caller(userdata, connection);
     if (connection->want & FUSE_CAP_POSIX_ACL)
         connection->want |= connection->capable & FUSE_CAP_DONT_MASK;
+    choose_locks(connection);
     wanted = connection->want;
 }
 
@@ -72,8 +73,14 @@ fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *op
     if (getxattr_of_caller != NULL)
         hooked.getxattr = getxattr;
     hook_extra_operations(&hooked);
+    hook_locks(&hooked);
     session = next(arguments, &hooked, sizeof hooked, userdata);
     return session;
+}
+
+int session_descriptor(void)
+{
+    return session == NULL ? -1 : fuse_session_fd(session);
 }
 
 /* Bits of a handle, see OpenFiles. Of a directory's: the kernel may use and fill its listing; it need not drop the one it has.
@@ -419,7 +426,7 @@ PyMODINIT_FUNC PyInit__negotiate(void)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
     mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
     module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddFunctions(module, extra_functions) < 0)
+    if (module != NULL && (PyModule_AddFunctions(module, extra_functions) < 0 || PyModule_AddFunctions(module, lock_functions) < 0))
         Py_CLEAR(module);
     return module;
 }

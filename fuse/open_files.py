@@ -129,6 +129,8 @@ class OpenFiles:
         self.directories: dict[int, DirectoryHandle] = {}
         self.lookups: dict[int, int] = {}
         self.pending: dict[tuple[int, bytes], FileState] = {}
+        self.tells_closes = False
+        """Whether each close is to be told, since it may end locks."""
         self._numbers = itertools.count(1)
 
     def state(self, number: int) -> FileState | None:
@@ -149,7 +151,7 @@ class OpenFiles:
             state = self.files[number] = FileState(number)
         state.handles += 1
         state.writers += writable
-        handle = next(self._numbers) | (0 if writable or truncated else CHANGES_NOTHING)
+        handle = next(self._numbers) | (0 if writable or truncated or self.tells_closes else CHANGES_NOTHING)
         self.handles[handle] = FileHandle(state, writable)
         return handle
 

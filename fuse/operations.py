@@ -19,7 +19,7 @@ import xxhash
 from stratum import content, files, mount_names, tree
 from stratum.errors import NoSpace, NotFound, StillFilling
 from stratum.fuse.base import handler
-from stratum.fuse.extra_operations import ExtraOperations
+from stratum.fuse.lock_operations import LockOperations
 from stratum.schema import Inode, Kind
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cookie_of(entry: bytes) -> int:
     return (xxhash.xxh3_64_intdigest(entry) >> 2) + 2
 
 
-class Operations(ExtraOperations):
+class Operations(LockOperations):
     """One mount: the handlers on names, and what the others bring."""
 
     @handler

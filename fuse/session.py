@@ -95,6 +95,8 @@ class Session:
         """While no request is taken."""
         self._begun_request: _Request | None = None
         """Of the handler that is being run and has not waited yet, once something has asked for it."""
+        self.left: Callable[[int], bool] = lambda _: False
+        """Called with the number of an interrupted request; whether it was one that is answered later (`locks.py`)."""
         self._requests: dict[int, _Request] = {}
         """By number, those of handlers that wait. A large write's number is not known (0)."""
         self._request_of: dict[trio.lowlevel.Task, _Request] = {}
@@ -153,7 +155,9 @@ class Session:
 
     def _interrupt(self, number: int) -> None:
         request = self._requests.get(number)
-        if request is not None:
+        if request is None:
+            self.left(number)
+        else:
             self._nursery.start_soon(self._give_up, request)
 
     async def _give_up(self, request: _Request) -> None:
@@ -163,6 +167,7 @@ class Session:
                 request.scope.cancel()
                 return
             await trio.sleep(SIGNALS_LOOK_S)
+        self.left(request.number)
 
     def install(self, extra: Extra) -> None:
         """`extra` makes the coroutine of a request that pyfuse3 has no handler for; it is given its name, what it is answered by, and what it says.

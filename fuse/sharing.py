@@ -51,10 +51,15 @@ class Wanted:
     bucket: str = ""
     read_only: bool = False
     shared: bool = False
+    locks: bool = False
+    """Locks reach all mounts that say so too; writable ones are `shared` then."""
 
     def document(self, root: Path) -> dict[str, Any]:
         """What is wanted of the volume at `root`, to be compared by the process that goes on with it."""
-        return asdict(self) | {"volume": str(root)}
+        told = asdict(self) | {"volume": str(root)}
+        if not self.locks:
+            del told["locks"]  # a program that does not know of them may have told it
+        return told
 
 
 def _writable(reader: InodeReader, wanted: Wanted) -> dict[int, dict[str, Any]]:
@@ -77,23 +82,46 @@ def check(reader: InodeReader, wanted: Wanted) -> None:
                 f"this tree is mounted for writing at {row['mountpoint']}; unmount that one, mount with --read-only, "
                 "or mount with --shared-without-locks, which that one will then follow"
             )
+    check_locks(reader, wanted)
 
 
-def is_shared(reader: InodeReader, session: int) -> bool:
-    """Of a mount that is there. Raises `UnfinishedMount` if it has been fenced."""
+def check_locks(reader: InodeReader, wanted: Wanted) -> None:
+    """Raises `Busy` if there is a writable mount of an overlapping tree that does not keep its locks where this one would.
+
+    What the kernel does with locks is agreed on when it mounts, so a mount that is running cannot follow.
+    """
+    if wanted.read_only:
+        return
+    for row in _writable(reader, wanted).values():
+        if wanted.locks and not row.get("locks"):
+            raise Busy(
+                f"this tree is mounted for writing at {row['mountpoint']} without --shared, so locks would not reach there; "
+                "unmount that one and mount it with --shared too"
+            )
+        if row.get("locks") and not wanted.locks:
+            raise Busy(
+                f"this tree is mounted for writing with --shared at {row['mountpoint']}; mount with --shared, or with --read-only"
+            )
+
+
+def what_is_shared(reader: InodeReader, session: int) -> tuple[bool, bool]:
+    """(names, locks) of a mount that is there. Raises `UnfinishedMount` if it has been fenced."""
     raw = reader.get(key_u64(b"T", session))
     if raw is None:
         raise UnfinishedMount("this mount was detached because it did not answer; mount again")
-    return bool(unpack_json(raw)["shared"])
+    row = unpack_json(raw)
+    return bool(row["shared"]), bool(row.get("locks"))
 
 
 def ask(volume: Volume, wanted: Wanted) -> None:
     """Have the writable mounts of the tree stop caching names, if `wanted` is to stand beside them. Blocks, at most ASKED_S_MAX.
 
-    Returns also if one of them did not; `check` tells.
+    Returns also if one of them did not; `check` tells. Raises `Busy` if it would come to nothing.
     """
     if wanted.read_only or not wanted.shared:
         return
+    with volume.snapshot() as reader:
+        check_locks(reader, wanted)
     deadline = time.monotonic() + ASKED_S_MAX
     while time.monotonic() < deadline:
         with volume.snapshot() as reader:

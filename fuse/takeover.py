@@ -185,6 +185,7 @@ def prepare(volume: Volume, operations: Operations) -> Handover:
     """After `stand_still`. From now on the volume's session lives on when this process closes it."""
     told = operations.open_files.told()
     told["orphans"] = list(operations.orphans)
+    told["lock_waits"] = operations.locks.told() if operations.locks is not None else []
     told["names"] = operations.auditor.names.told() if operations.auditor is not None else []
     init, wanted = _negotiate.negotiated()
     return Handover(volume.session.pass_on(), os.dup(_negotiate.begin()), init, wanted, told)
@@ -322,6 +323,8 @@ async def is_stopped_for_good() -> bool:
 def take_over(handover: Handover, operations: Operations) -> None:
     """Before the loop runs: know what the kernel knows."""
     operations.open_files.take_over(handover.files)
+    if operations.locks is not None:
+        operations.locks.take_over(handover.files["lock_waits"])
     for number in handover.files["orphans"]:
         operations.add_orphan(number)
     if operations.auditor is not None:

@@ -108,6 +108,12 @@ SETTINGS = (
     Setting("mount", "bucket", "", "mount this bucket instead of all of them"),
     Setting(
         "mount",
+        "shared",
+        False,
+        "allow other writable mounts of the same tree that say so too; they share locks, and cache no names",
+    ),
+    Setting(
+        "mount",
         "shared_without_locks",
         False,
         "allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",
@@ -217,6 +223,7 @@ class Config:
     mount_path: str
     mount_helper: str
     mount_bucket: str
+    mount_shared: bool
     mount_shared_without_locks: bool
     mount_dirty_bytes_max: int
     mount_acknowledge_s_max: float

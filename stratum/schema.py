@@ -22,7 +22,7 @@ Integers in keys are big-endian so that byte order is number order. Every key be
     Q session, inode             -> empty: a tree without a name that the session builds or removes
     R user id                    -> JSON UserRow
     S inode, file offset         -> Slice: bytes of a file that lie in an extent. A hole has no row
-    T session                    -> JSON: a live mount {socket, device, mountpoint, slot, read_only, bucket, shared, asked, renews, refused, still}
+    T session                    -> JSON: a live mount {socket, device, mountpoint, slot, read_only, bucket, shared, locks, asked, renews, refused, still}
     U bucket inode, key NUL upload id -> JSON UploadRow (long strings are split, see longkeys)
     V bucket inode, key NUL inverted counter -> reserved for noncurrent versions and delete markers
     W inode                      -> empty: an inode whose many slices are being freed in small transactions

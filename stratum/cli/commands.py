@@ -187,8 +187,9 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
             )
 
     bucket = options.bucket or ("" if options.directory else config.mount_bucket)
-    shared = options.shared_without_locks or config.mount_shared_without_locks
-    wanted = sharing.Wanted(bucket, options.read_only, shared)
+    locks = options.shared or (config.mount_shared and not options.shared_without_locks)
+    shared = locks or options.shared_without_locks or config.mount_shared_without_locks
+    wanted = sharing.Wanted(bucket, options.read_only, shared, locks)
     taken_over, kept = takeover.received(), None
     helper = helper_of(options.volume, config)
     if taken_over is None and helper is not None:

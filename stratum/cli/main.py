@@ -398,6 +398,11 @@ def build_parser(*, volume: Path | None = None) -> argparse.ArgumentParser:
                 help="let the folder DIR be written to again, where nothing is mounted",
             )
             made.add_argument(
+                "--shared",
+                action="store_true",
+                help="allow other writable mounts of the same tree that say so too; they share locks, and cache no names",
+            )
+            made.add_argument(
                 "--shared-without-locks",
                 action="store_true",
                 help="allow other writable mounts of the same tree that say so too; locks do not reach across, and names are not cached",

@@ -158,6 +158,7 @@ def test_holes_are_seen(home: Path, file: int) -> None:
     assert parts() == [(1_000_000, 1_005_000), (1_006_000, 1_020_000)]
     for whence in (os.SEEK_DATA, os.SEEK_HOLE):
         assert code_of(partial(os.lseek, file, 2_000_000, whence)) == errno.ENXIO
+        assert code_of(partial(os.lseek, file, -1, whence)) == errno.ENXIO
     with mmap.mmap(file, 2_000_000) as mapping:
         mapping[1_900_000:1_900_003] = b"abc"
         start = os.lseek(file, 1_500_000, os.SEEK_DATA)
