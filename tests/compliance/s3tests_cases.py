@@ -36,7 +36,6 @@ REASONS: dict[str, str] = {
     "create_bad_contentlength_none|create_bad_authorization_(empty|none)|create_bad_date_none_aws2": _HARNESS,
     "create_bad_authorization_(incorrect|invalid)_aws2": _HARNESS,
     "object_read_unreadable": "botocore sends the key in UTF-8, so it is a key like others, which does not exist.",
-    "list(v2)?_unordered": "Ceph's own extension: allow-unordered.",
     "list_prefix_unreadable": "Prefix is among what encoding-type encodes; botocore asks for it and does not decode it in version 1.",
     "set_get_unicode_metadata": "botocore sends UTF-8 and reads Latin-1; the bytes of a metadata header come back as they were sent.",
     "use_cksum_helper_sha|get_multipart_checksum_object_attributes": "GetObjectAttributes of S3 leaves the count of parts out of a composite checksum.",
