@@ -40,6 +40,8 @@ ADDRESS_CONNECTIONS_MAX = 1024
 PIPELINED_MAX = 32
 """Requests of a connection that wait for the one before them. One segment may hold ten thousand, each of kilobytes here."""
 BUSY_RETRY_S = 1
+LINGER_S_MAX = 5.0
+_SENDING = frozenset(("PUT", "POST"))
 _FRUITLESS_BYTES_MAX = 2 * HEAD_BYTES_MAX
 """What may come without a field, a piece of a body or an end coming out of it: llhttp's binding gathers a field in memory."""
 _BETWEEN, _HEAD, _BODY, _BROKEN = range(4)
@@ -101,6 +103,14 @@ class _Cycle(RequestResponseCycle):
     def client_goes(self) -> None:
         self.disconnected = True
         self.message_event.set()
+
+
+class _Lingering:
+    """The transport of a request with a body: after an answer that ends the connection the rest of it is still taken."""
+
+    def __init__(self, connection: Connection) -> None:
+        transport = connection.transport
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, connection.linger
 
 
 def address_of(client: tuple[str, int] | None) -> str:
@@ -251,12 +261,28 @@ class Connection(HttpToolsProtocol):
         refuse = functools.partial(_refuse, error or S3Error("BadRequest", _NOT_HTTP))
         self._enqueue({"type": "http", "method": "GET", **(self.scope or {})}, refuse, waits=False, keep_alive=False)
 
+    def linger(self) -> None:
+        """Say that nothing more comes, and throw away for a while what the client still sends.
+
+        A socket that is closed with bytes unread is reset: a client in the middle of its upload would hear that, and not why
+        it was refused.
+        """
+        cycle, transport = self.cycle, self.transport
+        if self._stage != _BODY or not cycle.response_complete or not transport.can_write_eof():
+            transport.close()
+            return
+        self._stage = _BROKEN
+        transport.write_eof()
+        self._disarm()
+        self._deadline = self.loop.call_later(LINGER_S_MAX, self.timeout_keep_alive_handler)
+
     # -- requests, one after the other --------------------------------------------------------------------------------
 
-    def _enqueue(self, scope: Any, application: Any, *, waits: bool, keep_alive: bool) -> None:
+    def _enqueue(self, scope: Any, application: Any, *, waits: bool, keep_alive: bool, lingers: bool = False) -> None:
         before = self.cycle
+        transport: Any = _Lingering(self) if lingers else self.transport
         self.cycle = cycle = _Cycle(
-            scope=scope, transport=self.transport, flow=self.flow, logger=self.logger, access_logger=self.access_logger,
+            scope=scope, transport=transport, flow=self.flow, logger=self.logger, access_logger=self.access_logger,
             access_log=False, default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
             expect_100_continue=waits, keep_alive=keep_alive, on_response=self.on_response_complete,
         )  # fmt: skip
@@ -329,6 +355,7 @@ class Connection(HttpToolsProtocol):
         self._enqueue(
             scope, _BUSY if busy else self.app,
             waits=waits, keep_alive=version != "1.0" and parser.should_keep_alive(),
+            lingers=method in _SENDING and not busy,
         )  # fmt: skip
 
     def on_body(self, body: bytes) -> None:

@@ -433,3 +433,21 @@ def test_a_length_that_is_too_large_is_refused_before_its_body(server: Server) -
     for more in ([], ["Expect: 100-continue"]):
         sent = head("PUT /open/huge HTTP/1.1", f"Content-Length: {(5 << 30) + 1}", *more)
         assert ask(server, sent) == (400, "EntityTooLarge")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_client_that_sends_all_before_it_reads_hears_why_it_was_refused(server: Server, framing: str) -> None:
+    """A connection closed with bytes unread is reset, and a client that is still sending hears that alone."""
+    data = bytes(24 * MIB)
+    chunked = framing == "chunks"
+    line = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(data)}"
+    with connect(server) as connection:
+        connection.sendall(head("PUT /nobody/k HTTP/1.1", line) + (b"%x\r\n" % len(data) if chunked else b""))
+        for at in range(0, len(data), MIB):
+            connection.sendall(data[at : at + MIB])
+        reader = Reader(connection)
+        status, headers, body = reader.answer()
+        assert (status, headers["connection"]) == (404, "close")
+        assert b"<Code>NoSuchBucket</Code>" in body
+        with pytest.raises(EOFError):
+            reader.answer()
