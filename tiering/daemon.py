@@ -54,7 +54,7 @@ DISKS_TOLD_S = 10.0
 PRESSURE_LOOK_S = 0.1
 COMPACT_S = 60.0
 CLOCK_JUMP_S = 3600.0
-_DIGITS = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*")
+_DIGITS = re.compile(r"(?<![0-9a-f])[0-9a-f]*[0-9][0-9a-f]*")
 HALF_BELIEVED_S = 60.0
 HELD_BY_A_LEAP_S = {"background": HALF_BELIEVED_S, "lifecycle": 3600.0, "graces": 3600.0}
 """Steps that go by age, and what they wait after the clock leapt. What they do cannot be undone where it is an hour."""

@@ -334,7 +334,7 @@ def test_xml_bodies(signer: Signer) -> None:
         (bomb, "MalformedXML"), (outside, "MalformedXML"), (b"<Delete>", "MalformedXML"), (b"", "MalformedXML"), (b"<Other/>", "MalformedXML"),
         (b"<Delete><Evil/></Delete>", "MalformedXML"), (b"<Delete><Object><Key>a</Key><Key>b</Key></Object></Delete>", "MalformedXML"),
         (b"<Delete><Object/></Delete>", "MalformedXML"), (b"<Delete>" + b"<a>" * 50 + b"</a>" * 50 + b"</Delete>", "MalformedXML"),
-        (b"<Delete>" + b" " * 3_000_000 + b"</Delete>", "MaxMessageLengthExceeded"), (b"\xff\xfe<", "MalformedXML"),
+        (b"<Delete>" + b" " * 9_000_000 + b"</Delete>", "MaxMessageLengthExceeded"), (b"\xff\xfe<", "MalformedXML"),
     ]  # fmt: skip
     for body, code in cases:
         headers = signer.headers("POST", path, hashlib.sha256(body).hexdigest(), query="delete=")
