@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from stratum.fuse.open_files import FileState
+    from stratum.volume import Volume
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 """Modes of fallocate(2). The others are about blocks, which a file here has not."""
+PAGE_DROPPERS_MAX = 8
+"""Threads that wait for the kernel to let go of pages; of their own, since those may be locked until a thread that reads a disk is done."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,6 +46,12 @@ class Context:
 
 class ExtraOperations(AttributeOperations):
     """Handlers on parts of files, and O_TMPFILE."""
+
+    def __init__(
+        self, volume: Volume, *, root: int = pyfuse3.ROOT_INODE, shared: bool = False, bucket: str = ""
+    ) -> None:
+        super().__init__(volume, root=root, shared=shared, bucket=bucket)
+        self._page_droppers = trio.CapacityLimiter(PAGE_DROPPERS_MAX)
 
     @handler
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
@@ -126,7 +135,7 @@ class ExtraOperations(AttributeOperations):
             with suppress(FileNotFoundError):
                 pyfuse3.invalidate_inode(number)
 
-        await trio.to_thread.run_sync(drop, limiter=self._disk_readers)
+        await trio.to_thread.run_sync(drop, limiter=self._page_droppers)
 
     @handler
     async def copy_file_range(self, fh: int, offset: int, fh_to: int, offset_to: int, length: int) -> int:

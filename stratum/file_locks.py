@@ -82,7 +82,11 @@ class LockTable:
         self._by_handle: dict[int, set[int]] = {}
         """The inodes that each of our open files may have locked; a program that goes on with a session finds them in the map."""
         with self._map.transact() as rows:
-            for lock in _locks(rows, b"L"):
+            every = _locks(rows, b"L")
+            for other in {lock.session for lock in every}:
+                if is_dead(other):
+                    _forget_session(rows, other)
+            for lock in every:
                 if lock.session == session:
                     self._by_handle.setdefault(lock.handle, set()).add(lock.inode)
 
@@ -122,6 +126,10 @@ class LockTable:
         with self._map.transact() as rows:
             own = [lock for lock in _of_inode(rows, given.kind, given.inode) if lock.is_of(given)]
             _cut(rows, own, given.start, given.last)
+
+    def all_of(self, kind: int, inode: int) -> list[Lock]:
+        with self._map.transact() as rows:
+            return _of_inode(rows, kind, inode)
 
     def has_any(self, inode: int) -> bool:
         """Whether this session may have a lock of a file."""
