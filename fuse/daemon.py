@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
-from stratum import buckets, counting, housekeeping, mounting, notify
+from stratum import buckets, counting, housekeeping, mounting, notify, places
 from stratum.errors import StratumError, UnfinishedMount
 from stratum.fencing import take_away
 from stratum.file_locks import LockTable
@@ -94,13 +94,16 @@ def serve(
         operations.share_locks(Locks(LockTable(volume.meta, volume.session.id, volume.session.is_dead)))
     helper = helper_of(volume.root, volume.config)
     if taken_over is None:
+        if troubles := places.mountpoint_troubles(mountpoint, places.of(volume), over=wanted.over):
+            raise UnfinishedMount(troubles[0])
+        hides = places.entries_in(mountpoint) if mount_at(str(mountpoint)) is None else 0
         connection, mount_id = mount(volume, mountpoint, helper, read_only=wanted.read_only)
         pyfuse3.init(operations, f"/dev/fd/{connection}", set(pyfuse3.default_options))
     else:
         pyfuse3.init(operations, f"/dev/fd/{taken_over.connection}", set(pyfuse3.default_options))
-        mount_id = _id_in_row(volume)
+        mount_id, hides = _id_in_row(volume), 0
     signals = takeover.SignalsLater()
-    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over, signals, mount_id)
+    serving = _Serving(volume, operations, mountpoint, ready, wanted, taken_over, signals, mount_id, hides)
     try:
         trio.run(serving.run)
     finally:
@@ -188,7 +191,9 @@ class _Serving:
         taken_over: Handover | None,
         signals: takeover.SignalsLater,
         mount_id: int,
+        hides: int,
     ) -> None:
+        self._hides = hides
         self._volume = volume
         self._mount_id = mount_id
         self._device = 0
@@ -257,6 +262,7 @@ class _Serving:
             "shared": self._wanted.shared,
             "locks": self._wanted.locks,
             "renews": True,
+            "hides": self._hides,
             "still": self.follower is not None and self.follower.stillness is not None,
         }
 

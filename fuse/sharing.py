@@ -53,13 +53,16 @@ class Wanted:
     shared: bool = False
     locks: bool = False
     """Locks reach all mounts that say so too; writable ones are `shared` then."""
+    over: bool = False
+    """Although the mountpoint is not empty."""
 
     def document(self, root: Path) -> dict[str, Any]:
         """What is wanted of the volume at `root`, to be compared by the process that goes on with it."""
-        told = asdict(self) | {"volume": str(root)}
+        agreed = asdict(self) | {"volume": str(root)}
+        del agreed["over"]  # of no matter to a mount that is there
         if not self.locks:
-            del told["locks"]  # a program that does not know of them may have told it
-        return told
+            del agreed["locks"]  # a program that does not know of them may have told it
+        return agreed
 
 
 def _writable(reader: InodeReader, wanted: Wanted) -> dict[int, dict[str, Any]]:

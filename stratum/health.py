@@ -18,8 +18,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stratum import cold, counting, damaged_objects, metrics, packs, quotas, remote_trouble, warm_disks
+from stratum import (
+    cold,
+    counting,
+    damaged_objects,
+    metrics,
+    mount_table,
+    packs,
+    places,
+    quotas,
+    remote_trouble,
+    warm_disks,
+)
 from stratum.errors import InvalidArgument
+from stratum.mount_rows import mount_rows
 from stratum.schema import pack_json, unpack_json
 
 if TYPE_CHECKING:
@@ -75,6 +87,7 @@ CODES = {
         Code("STR-METADATA-HIGH", _W, "the metadata store nears its size", "stratum config show VOLUME"),
         Code("STR-S3-DOWN", _E, "the S3 endpoint does not answer", "journalctl -u stratum-s3"),
         Code("STR-MOUNT-DOWN", _E, "the mount is not up", "journalctl -u 'stratum-mount@*'"),
+        Code("STR-MOUNT-HIDES", _W, "files lie in the folder beneath the mount, where nobody sees them", "stratum mount VOLUME DIR --release"),
         Code("STR-PROCESS-DIED", _W, "a process died, and what it left is being recovered", "stratum status VOLUME"),
         Code("STR-PROCESS-SILENT", _E, "a process lives, but its loop does not go round", "stratum status VOLUME"),
         Code("STR-TIERD-FAILING", _W, "the tiering daemon cannot do a part of its work", "stratum tier status VOLUME"),
@@ -152,7 +165,7 @@ def probe(function: Callable[[], T], seconds: float = PROBE_S_MAX) -> T:
 def examine(volume: Volume) -> list[Finding]:
     """Everything that is wrong now, the worst first, with what is known of since when and until when it is muted."""
     found = [
-        *_disks(volume), *_processes(volume), *_tiers(volume), *_damage(volume), *_certificates(volume), *_limits(volume),
+        *_disks(volume), *_processes(volume), *_tiers(volume), *_damage(volume), *_certificates(volume), *_limits(volume), *_beneath(volume),
     ]  # fmt: skip
     return sorted(with_notes(volume, found), key=lambda item: (-item.severity, item.code, item.thing))
 
@@ -278,6 +291,19 @@ def _processes(volume: Volume) -> Iterator[Finding]:
             up = False
         if not up:
             yield Finding("STR-MOUNT-DOWN", str(mountpoint), "it does not answer; see the log of the process mount")
+
+
+def _beneath(volume: Volume) -> Iterator[Finding]:
+    """What was written at a mountpoint while nothing was mounted there."""
+    with volume.snapshot() as reader:
+        hidden = {str(row["mountpoint"]): int(row.get("hides", 0)) for row in mount_rows(reader).values()}
+    if volume.config.mount_path:
+        mountpoint = places.real(volume.root / volume.config.mount_path)
+        if mount_table.mount_at(str(mountpoint)) is None:
+            hidden.setdefault(str(mountpoint), places.entries_in(mountpoint))
+    for folder, count in hidden.items():
+        if count:
+            yield Finding("STR-MOUNT-HIDES", folder, f"{count} entries lie in the folder itself, not in the volume")
 
 
 def _tiers(volume: Volume) -> Iterator[Finding]:

@@ -65,28 +65,28 @@ class Location:
     mount: Mount | None
 
 
-def _real(path: Path) -> Path:
+def real(path: Path) -> Path:
     """Symbolic links followed by readlink(2) alone: lstat(2) of a mountpoint would ask the mount's daemon."""
     rest = _parts(str(path.absolute()))[::-1]
-    real = "/"
+    reached = "/"
     followed = 0
     while rest:
         name, rest = rest[-1], rest[:-1]
         if name in {".", ".."}:
-            real = os.path.dirname(real) if name == ".." else real  # noqa: PTH120  text, not a place yet
+            reached = os.path.dirname(reached) if name == ".." else reached  # noqa: PTH120  text, not a place yet
             continue
-        candidate = f"{real.rstrip('/')}/{name}"
+        candidate = f"{reached.rstrip('/')}/{name}"
         try:
             target = os.readlink(candidate) if followed < LINKS_MAX else ""  # noqa: PTH115  no Path a component
         except OSError:
             target = ""
         if not target:
-            real = candidate
+            reached = candidate
             continue
         followed += 1
-        real = "/" if target.startswith("/") else real
+        reached = "/" if target.startswith("/") else reached
         rest += _parts(target)[::-1]
-    return Path(real)
+    return Path(reached)
 
 
 def _parts(path: str) -> tuple[str, ...]:
@@ -95,8 +95,8 @@ def _parts(path: str) -> tuple[str, ...]:
 
 def locate(path: Path, table: Sequence[Mount] | None = None, *, beneath: bool = False) -> Location:
     """`beneath`: of the folder that a mount at the very path hides."""
-    real = _real(path)
-    parts = _parts(str(real))
+    at_last = real(path)
+    parts = _parts(str(at_last))
     best: Mount | None = None
     depth = -1
     for mount in table if table is not None else mount_table.mounts():
@@ -107,8 +107,8 @@ def locate(path: Path, table: Sequence[Mount] | None = None, *, beneath: bool = 
             continue  # the one that is mounted on it is in front
         best, depth = mount, len(at)
     if best is None:
-        return Location("", parts, real, None)
-    return Location(best.device, _parts(best.root) + parts[depth:], real, best)
+        return Location("", parts, at_last, None)
+    return Location(best.device, _parts(best.root) + parts[depth:], at_last, best)
 
 
 def relation(one: Path, other: Path, table: Sequence[Mount] | None = None) -> str:
@@ -199,7 +199,7 @@ def stratum_mount_of(path: Path) -> Mount | None:
 
 def is_mount_of(mount: Mount, root: Path) -> bool:
     """Whether a Stratum mount shows the volume at `root`, by the name that the kernel has for it: the path, if it is a plain one."""
-    return mount.source in {str(root), str(_real(root))}
+    return mount.source in {str(root), str(real(root))}
 
 
 def conflicts(places: Sequence[Place]) -> list[str]:
@@ -220,3 +220,38 @@ def _may(one: Place, other: Place, how: str) -> bool:
         return one.role == other.role == Role.MOUNT
     # In the volume's folder lie its own, whichever role they play.
     return how == ("holds" if one.role == Role.VOLUME else "lies in")
+
+
+def mountpoint_troubles(mountpoint: Path, used: Iterable[Place], *, over: bool = False) -> list[str]:
+    """Why a volume that uses these places may not be mounted there. Whoever mounts over a folder that it reads waits for itself, for ever.
+
+    `over`: what the folder holds may be hidden.
+    """
+    table = mount_table.mounts()
+    mountpoint = real(mountpoint)
+    found = []
+    for place in used:
+        how = relation(mountpoint, place.path, table) if place.role != Role.MOUNT else ""
+        if how and not (place.role == Role.VOLUME and how == "lies in"):
+            found.append(
+                f"the mountpoint {mountpoint} {how} {place}; no place may play two roles: choose another folder"
+            )
+    outer = stratum_mount_of(mountpoint.parent)
+    if outer is not None:
+        found.append(f"the mountpoint {mountpoint} lies in the Stratum mount {outer.path}; choose a folder outside it")
+    if not found and not over and mount_table.mount_at(str(mountpoint)) is None:
+        held = entries_in(mountpoint)
+        if held:
+            found.append(
+                f"{mountpoint} is not empty, and a mount would hide what lies in it ({held} entries): empty it, or mount with --over"
+            )
+    return found
+
+
+def entries_in(folder: Path) -> int:
+    """How many names a folder has; 0 also if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(1 for _ in entries)
+    except OSError:
+        return 0

@@ -6,15 +6,16 @@ import http.client
 import os
 import socket
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import buckets, health
+from stratum import buckets, health, mounting, places
 from stratum.config import parse_listen
 from stratum.processes import proportional_bytes
 from stratum.volume import Volume
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stratum.config import Config
 
 REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  asking, not listening
@@ -49,17 +50,14 @@ def port_answers(listen: str) -> bool:
 
 
 def mount_answers(mountpoint: Path) -> bool:
-    """A live FUSE mount: it is in the table, and its root answers."""
-    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    if not any(
-        fields[1].encode().decode("unicode_escape") == str(mountpoint) and fields[2] == "fuse.stratum"
-        for fields in lines
-    ):
-        return False
-    try:
-        os.statvfs(mountpoint)
-    except OSError:
-        return False
+    """A live mount of ours: it is in the table, and its root answers."""
+    with mounting.top(places.real(mountpoint)) as now:
+        if now is None or not now.line.is_stratum:
+            return False
+        try:
+            os.fstatvfs(now.descriptor)
+        except OSError:
+            return False
     return True
 
 

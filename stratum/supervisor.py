@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import counting, fencing, notify
+from stratum import counting, fencing, notify, places
 from stratum.config import load
 from stratum.errors import Busy, StratumError
 from stratum.housekeeping import Housekeeper
@@ -156,7 +156,7 @@ class _Parts:
         end_all(self._parts, GRACE_S)
         self._receiver.close()
         if self._config.mount_path:
-            mountpoint = self._volume.root / self._config.mount_path
+            mountpoint = places.real(self._volume.root / self._config.mount_path)
             try:
                 fencing.remove_dead(self._volume, mountpoint)
             except (StratumError, OSError) as error:

@@ -167,11 +167,11 @@ class Server:
         if settings.get("s3", {}).get("tls_certificate"):
             self.endpoint = self.endpoint.replace("http:", "https:")
 
-    def start(self) -> Server:
+    def start(self, *words: str) -> Server:
         STARTED.append(self)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stratum.cli.main", "serve", str(self.root), "--json"],
+                [sys.executable, "-m", "stratum.cli.main", "serve", str(self.root), "--json", *words],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -54,18 +54,25 @@ def init_settings(options: Namespace) -> tuple[dict[str, Any], list[Path]]:
     changed["admin.listen"] = options.admin_listen or _free_listen(taken)
     if options.mount:
         mountpoint = options.mount.absolute()
-        if mountpoint == root or (root in mountpoint.parents and (root / "meta") in mountpoint.parents):
-            raise InvalidArgument(
-                f"the mountpoint {mountpoint} is inside the volume's own folders; choose another directory"
-            )
         changed["mount.path"] = str(mountpoint)
     if options.hot:
         changed["volume.hot"] = [str(hot.absolute()) for hot in options.hot]
     warm_paths = [path.absolute() for path in options.warm or ()]
     changed["volume.ec"] = _ec(options.ec, warm_paths)
+    _refuse_overlaps(root, changed, warm_paths)
     for first, second in same_devices(warm_paths):
         print(f"WARNING: {first} and {second} lie on one device: if it fails, both are lost", file=sys.stderr)
     return changed, warm_paths
+
+
+def _refuse_overlaps(root: Path, changed: dict[str, Any], warm_paths: list[Path]) -> None:
+    """Before anything is made. Raises `InvalidArgument`."""
+    used = places.configured(root, parse(render(changed), CONFIG_NAME))
+    used += [Place(Role.WARM, path) for path in warm_paths]
+    if "mount.path" in changed and (troubles := places.mountpoint_troubles(Path(changed["mount.path"]), used)):
+        raise InvalidArgument(troubles[0])
+    if found := places.conflicts([place for place in used if place.role != Role.MOUNT]):
+        raise InvalidArgument(f"no place may play two roles: {'; '.join(found)}; choose other folders")
 
 
 def init_document(root: Path, access_key: str, secret_key: str) -> dict[str, Any]:
@@ -79,10 +86,6 @@ def init_document(root: Path, access_key: str, secret_key: str) -> dict[str, Any
 def init(options: Namespace) -> int:
     root = options.volume.absolute()
     changed, warm_paths = init_settings(options)
-    planned = places.configured(root, parse(render(changed), CONFIG_NAME))
-    found = places.conflicts([*planned, *(Place(Role.WARM, path) for path in warm_paths)])
-    if found:
-        raise InvalidArgument(f"no place may play two roles: {'; '.join(found)}; choose other folders")
     for path in warm_paths:
         private.require_folder(path, "a disk of the warm tier", create=options.create)
         disk_of(path, instance="")
@@ -128,7 +131,7 @@ def serve(options: Namespace) -> int:
         text = f"ready: {facts['endpoint']}" + (f", mounted at {facts['mount']}" if facts["mount"] else "")
         print(to_json(facts, schema_of(options)) if options.json else text, flush=True)
 
-    return supervisor.serve(options.volume.absolute(), announce)
+    return supervisor.serve(options.volume.absolute(), announce, words=["--over"] if options.over else [])
 
 
 def s3(options: Namespace) -> int:
@@ -163,16 +166,17 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
         die_with_parent(signal.SIGTERM)
     set_up_logs(options)
     config = load(options.volume)
-    directory = options.directory or (Path(config.mount_path) if config.mount_path else None)
+    directory = options.directory or (options.volume / config.mount_path if config.mount_path else None)
     if directory is None:
         raise InvalidArgument(f"no mountpoint: name one, or set mount.path in {options.volume / CONFIG_NAME}")
+    directory = places.real(directory)  # as the kernel's table has it
     if options.renew:
         with Volume(options.volume, "renew") as opened:
-            takeover.renew(opened, directory.absolute())
+            takeover.renew(opened, directory)
         return 0
 
     if options.release:
-        daemon.release(helper_of(options.volume, config), directory.absolute())
+        daemon.release(helper_of(options.volume, config), directory)
         return show(options, {"released": str(directory)}, f"{directory} can be written to again")
 
     def ready() -> None:
@@ -189,11 +193,11 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
     bucket = options.bucket or ("" if options.directory else config.mount_bucket)
     locks = options.shared or (config.mount_shared and not options.shared_without_locks)
     shared = locks or options.shared_without_locks or config.mount_shared_without_locks
-    wanted = sharing.Wanted(bucket, options.read_only, shared, locks)
+    wanted = sharing.Wanted(bucket, options.read_only, shared, locks, options.over)
     taken_over, kept = takeover.received(), None
     helper = helper_of(options.volume, config)
     if taken_over is None and helper is not None:
-        taken_over = kept = takeover.claimed(helper, directory.absolute(), wanted.document(options.volume.resolve()))
+        taken_over = kept = takeover.claimed(helper, directory, wanted.document(options.volume.resolve()))
     try:
         opened = Volume(options.volume, "mount", taken_over.session if taken_over else None)
     except SessionDead:
@@ -209,7 +213,7 @@ def _mount(options: Namespace, announced: Callable[[], None]) -> int:
         opened.explain = partial(explain_inode, opened)
         housekeeper = None if options.supervised else Housekeeper(opened)
         try:
-            passing = daemon.serve(opened, directory.absolute(), ready=ready, wanted=wanted, taken_over=taken_over)
+            passing = daemon.serve(opened, directory, ready=ready, wanted=wanted, taken_over=taken_over)
         finally:
             if housekeeper is not None:
                 housekeeper.stop()

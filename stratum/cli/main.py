@@ -69,6 +69,12 @@ def _create_argument(made: argparse.ArgumentParser, which: str) -> None:
     )
 
 
+def _over_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--over", action="store_true", help="although the mountpoint is not empty: what lies in it is hidden"
+    )
+
+
 def _filled_argument(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--wait",
@@ -369,7 +375,8 @@ def build_parser(*, volume: Path | None = None) -> argparse.ArgumentParser:
 
     made = command(sub, "init", "make a volume in an empty or new directory", commands.init, volume_default=False)
     _init_arguments(made)
-    command(sub, "serve", "serve the S3 endpoint and the mount until SIGTERM", commands.serve)
+    made = command(sub, "serve", "serve the S3 endpoint and the mount until SIGTERM", commands.serve)
+    _over_argument(made)
     for name, text, run in (
         ("s3", "serve the S3 endpoint alone", commands.s3),
         ("mount", "serve the mount alone", commands.mount),
@@ -377,6 +384,7 @@ def build_parser(*, volume: Path | None = None) -> argparse.ArgumentParser:
         made = command(sub, name, text, run)
         made.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
         if name == "mount":
+            _over_argument(made)
             made.add_argument(
                 "directory", metavar="DIR", type=Path, nargs="?", help="mountpoint (mount.path of the configuration)"
             )

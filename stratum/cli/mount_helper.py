@@ -43,12 +43,12 @@ def translate(arguments: Sequence[str]) -> list[str] | None:
         name, _, value = option.partition("=")
         if option == "ro":
             words.append("--read-only")
-        elif option in {"shared", "shared_without_locks"}:
+        elif option in {"over", "shared", "shared_without_locks"}:
             words.append("--" + option.replace("_", "-"))
         elif name == "bucket" and value:
             words += ["--bucket", value]
         elif not (option in _OF_MOUNT or name.startswith(("x-", "X-", "comment")) or sloppy):
-            raise _Usage(f"unknown option {option!r}; there are ro, bucket=NAME, shared and shared_without_locks")
+            raise _Usage(f"unknown option {option!r}; there are ro, over, bucket=NAME, shared and shared_without_locks")
     return None if any(flag == "-f" for flag, _ in flags) else words
 
 
