@@ -117,7 +117,7 @@ def junit_results(path: Path) -> dict[str, str]:
 
 
 def run_pjdfstest(checkout: Path) -> dict[str, str]:
-    """Test file and assertion number to passed or failed."""
+    """Test file and assertion number to passed or failed. What the suite itself marks as TODO, as no Linux does it, is passed as `prove` has it."""
     with temporary_folder() as folder:
         server = Server(Path(folder), mount=True).start()
         assert server.mount is not None
@@ -128,10 +128,9 @@ def run_pjdfstest(checkout: Path) -> dict[str, str]:
                 done = subprocess.run(
                     ["sh", str(test)], cwd=server.mount / "compliance", capture_output=True, text=True, check=False
                 )
-                for found in re.finditer(r"^(not )?ok (\d+)", done.stdout, re.MULTILINE):
-                    results[f"{test.relative_to(checkout)}::{found.group(2)}"] = (
-                        "failed" if found.group(1) else "passed"
-                    )
+                for found in re.finditer(r"^(not )?ok (\d+)(.*)$", done.stdout, re.MULTILINE):
+                    failed = found.group(1) and "# TODO" not in found.group(3)
+                    results[f"{test.relative_to(checkout)}::{found.group(2)}"] = "failed" if failed else "passed"
             return results
         finally:
             server.stop()
