@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
+import json
 import tomllib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from stratum.erasure import parse_code
+from stratum import config_rules
+from stratum.config_rules import checked, is_loopback, parse_listen
 from stratum.errors import ConfigInvalid
-from stratum.tier_rows import READS_REMEMBERED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["CONFIG_NAME", "SETTINGS", "Config", "is_loopback", "load", "parse", "parse_listen", "render"]
 CONFIG_NAME = "stratum.toml"
 
 
@@ -279,62 +280,18 @@ class Config:
 
 assert {field.name for field in fields(Config)} == {setting.attribute for setting in SETTINGS}
 
-_CHOICES = {
-    "volume.durability": ("strict",),
-    "tiering.mode": ("pressure", "strict"),
-    "audit.full": ("block", "drop"),
-    "log.format": ("human", "json"),
-    "log.level": ("debug", "info", "warning", "error"),
-}
-_AT_LEAST = {
-    "s3.workers": 1,
-    "s3.threads": 1,
-    "s3.connections_per_address_max": 0,
-    "metadata.readers_max": 64,
-    "metadata.map_bytes": 1 << 28,
-    "volume.free_bytes_min": 0,
-    "mount.dirty_bytes_max": 1 << 20,
-    "alerts.settle_s": 0.0,
-    "alerts.interval_s_min": 0.0,
-    "tiering.idle_s": 0.0,
-    "tiering.cold_after_s": 0.0,
-    "tiering.promote_reads": 1,
-    "tiering.interval_s": 0.05,
-    "tiering.busy_share": 0.01,
-    "tiering.moved_bytes_per_s_max": 0,
-    "cold.recall_s_max": 0.1,
-    "cold.recalls": 1,
-    "cold.cache_bytes_max": 4 << 20,
-    "cold.delete_after_s": 0.0,
-    "cold.request_s_max": 0.1,
-    "cold.bytes_per_s_max": 0,
-    "cold.requests_per_s_max": 0,
-    "scrub.period_s": 0.0,
-    "scrub.bytes_per_s_max": 1 << 20,
-    "lifecycle.debug_day_s": 0.0,
-    "audit.rotate_bytes": 65536,
-    "audit.keep_days": 1,
-}
-
 
 def _nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, 1, 0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
-def parse_listen(text: str, key: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigInvalid(f"{key} = {text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 def parse(text: str, where: str) -> Config:
     """Raises `ConfigInvalid` for anything that is not exactly a known key of the right type."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigInvalid(f"{where} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # of a number of 5,000 digits, or a thousand brackets, too
+        raise ConfigInvalid(f"{where} is not TOML: {str(error) or 'it is nested too deeply'}") from error
     known = {(setting.section, setting.name): setting for setting in SETTINGS}
     values = {setting.attribute: setting.default for setting in SETTINGS}
     sections = sorted({setting.section for setting in SETTINGS})
@@ -346,81 +303,25 @@ def parse(text: str, where: str) -> Config:
             if setting is None:
                 names = [s.name for s in SETTINGS if s.section == section]
                 raise ConfigInvalid(f"{where}: unknown key {section}.{name}{_nearest(name, names)}")
-            values[setting.attribute] = _checked(setting, value, where)
+            values[setting.attribute] = checked(f"{section}.{name}", value, setting.default, where)
     config = Config(**values)
-    if bool(config.s3_tls_certificate) != bool(config.s3_tls_key):
-        raise ConfigInvalid(f"{where}: s3.tls_certificate and s3.tls_key go together; set both or neither")
-    marks = (config.tiering_low_percent, config.tiering_high_percent, config.tiering_emergency_percent)
-    if not 0 < marks[0] < marks[1] < marks[2] <= 100:
-        raise ConfigInvalid(
-            f"{where}: tiering.low_percent, high_percent and emergency_percent must rise, between 0 and 100; they are {marks}"
-        )
-    if config.tiering_busy_share > 1.0:
-        raise ConfigInvalid(f"{where}: tiering.busy_share is a share of the time, at most 1")
-    if config.tiering_promote_reads > READS_REMEMBERED:
-        raise ConfigInvalid(f"{where}: tiering.promote_reads is at most {READS_REMEMBERED}")
-    if config.volume_ec:
-        try:
-            parse_code(config.volume_ec)
-        except ValueError as error:
-            raise ConfigInvalid(f"{where}: volume.ec: {error}") from error
-    parse_listen(config.s3_listen, "s3.listen")
-    for proxy in config.s3_trusted_proxies:
-        try:
-            ipaddress.ip_network(proxy, strict=False)
-        except ValueError:
-            raise ConfigInvalid(f"{where}: s3.trusted_proxies: {proxy!r} is no address and no network") from None
-    _check_admin(config, where)
+    config_rules.check_together(config, where)
     return config
-
-
-def _check_admin(config: Config, where: str) -> None:
-    host, _ = parse_listen(config.admin_listen, "admin.listen")
-    if bool(config.admin_tls_certificate) != bool(config.admin_tls_key):
-        raise ConfigInvalid(f"{where}: admin.tls_certificate and admin.tls_key go together; set both or neither")
-    if config.admin_client_ca and not config.admin_tls_certificate:
-        raise ConfigInvalid(f"{where}: admin.client_ca needs admin.tls_certificate and admin.tls_key")
-    if not is_loopback(host) and not (config.admin_token_file or config.admin_client_ca):
-        raise ConfigInvalid(
-            f"{where}: admin.listen = {config.admin_listen!r} can be reached from elsewhere; set admin.token_file or admin.client_ca"
-        )
-    parse_listen(config.alerts_smtp, "alerts.smtp")
-    if config.alerts_webhook and not config.alerts_webhook.startswith(("http://", "https://")):
-        raise ConfigInvalid(f"{where}: alerts.webhook = {config.alerts_webhook!r} is no http:// or https:// URL")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _checked(setting: Setting, value: Any, where: str) -> Any:
-    key, wanted = f"{setting.section}.{setting.name}", type(setting.default)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted or (wanted is list and not all(isinstance(item, str) for item in value)):
-        raise ConfigInvalid(
-            f"{where}: {key} = {value!r} is not of type {wanted.__name__}; the default is {setting.default!r}"
-        )
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise ConfigInvalid(f"{where}: {key} = {value!r} is not one of {', '.join(_CHOICES[key])}")
-    if key in _AT_LEAST and value < _AT_LEAST[key]:
-        raise ConfigInvalid(f"{where}: {key} = {value!r} is below {_AT_LEAST[key]}")
-    if setting.name == "hot" and not value:
-        raise ConfigInvalid(f"{where}: {key} needs at least one folder")
-    return value
 
 
 def load(volume: Path) -> Config:
     path = volume / CONFIG_NAME
     try:
-        text = path.read_text()
+        raw = path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigInvalid(
             f"{volume} is not a volume: {CONFIG_NAME} is missing; `stratum init {volume}` makes one"
         ) from error
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigInvalid(f"{path} is not UTF-8: byte {error.start}, in line {line}; save it as UTF-8") from None
     return parse(text, str(path))
 
 
@@ -445,6 +346,5 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False)
     return str(value)

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import background, buckets, clones, counting, notify, paths, places, private, roles, volume
+from stratum import background, buckets, clones, config_rules, counting, notify, paths, places, private, roles, volume
 from stratum import log as logs
 from stratum.cli.output import schema_of, show, table, to_json
 from stratum.config import CONFIG_NAME, load, parse, parse_listen, render
 from stratum.erasure import parse_code
-from stratum.errors import InvalidArgument, SessionDead
+from stratum.errors import ConfigInvalid, InvalidArgument, SessionDead
 from stratum.identity import Identities
 from stratum.mountd import helper_of
 from stratum.places import Place, Role
@@ -385,7 +385,9 @@ def config_show(options: Namespace) -> int:
 
 
 def config_check(options: Namespace) -> int:
-    load(options.volume)
+    missing = config_rules.missing(options.volume.absolute(), load(options.volume))
+    if missing:
+        raise ConfigInvalid(f"{options.volume / CONFIG_NAME}: {'; '.join(missing)}")
     with Volume(options.volume, "cli") as opened:
         roles.refuse(opened)
     return show(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from stratum import iso_dates
+from stratum.config_rules import is_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,6 @@ DURATION_S_MAX = 36525 * 86400.0
 """A hundred years."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?(e[0-9]{1,2})?")
-_ADDRESS = re.compile(r"[^@\s\"<>(),:;\\\x00-\x1f\x7f]{1,64}@[^@\s\"<>(),:;\\\x00-\x1f\x7f]{1,255}")
 
 
 def _refuse(text: str, wanted: str, example: str) -> argparse.ArgumentTypeError:
@@ -77,8 +77,3 @@ def address(text: str) -> str:
     if text and not is_address(text):
         raise _refuse(text, "an e-mail address", "ada@example.org")
     return text
-
-
-def is_address(text: str) -> bool:
-    """What a mail server can be given; whether somebody reads it, only a message tells."""
-    return len(text) <= 254 and _ADDRESS.fullmatch(text) is not None

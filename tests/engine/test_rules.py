@@ -134,7 +134,7 @@ def test_the_rendered_configuration_reads_back() -> None:
         ("[s3]\nworkerz = 1", "did you mean 'workers'"),
         ("[s4]\n", "did you mean 's3'"),
         ("[s3]\nworkers = 'two'", "not of type int"),
-        ("[s3]\nworkers = 0", "below 1"),
+        ("[s3]\nworkers = 0", "from 1 to 128"),
         ("[s3]\nworkers = true", "not of type int"),
         ("[s3]\nlisten = 'nowhere'", "not HOST:PORT"),
         ("[s3]\ntls_key = 'x'", "go together"),
