@@ -72,7 +72,13 @@ def serve(root: Path) -> None:
         descriptor = listener.fileno()
         words = ["-m", "stratum.s3.worker", str(root), str(descriptor)]
         workers = [
-            KeptProcess("s3-worker", words, descriptors=[descriptor], environment=_environment())
+            KeptProcess(
+                "s3-worker",
+                words,
+                descriptors=[descriptor],
+                environment=_environment(),
+                beats_in=volume.meta / counting.FOLDER,
+            )
             for _ in range(config.s3_workers)
         ]
         try:

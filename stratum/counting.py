@@ -261,6 +261,23 @@ class Process:
     silent_s: float
 
 
+def silent_s(folder: Path, pid: int) -> float | None:
+    """For how long a process has not beaten; None if it does not count there (yet)."""
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    found: list[float] = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        try:
+            with path.open("rb") as file:
+                raw = file.read(_HEAD.size)
+        except OSError:
+            continue
+        if len(raw) == _HEAD.size and raw.startswith(_MAGIC):
+            _, _, owner, beaten, _ = _HEAD.unpack(raw)
+            if int(owner) == pid:  # in more than one file if the number was somebody else's before
+                found.append(max(0.0, now - beaten))
+    return min(found, default=None)
+
+
 def read_all(folder: Path) -> tuple[list[float], list[Process]]:
     """The sums of all files, and who lives. Files of other declarations are left out until somebody takes them."""
     total = [0.0] * _numbers.size

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from stratum import metrics
+from stratum import counting, metrics
 from stratum.config import CONFIG_NAME
 from stratum.log import get_logger
 
@@ -30,6 +30,10 @@ CANNOT_RUN = 3
 """`stratum.cli.exit_codes.COULD_NOT_RUN`: what it needs is not there."""
 REFUSALS_MAX = 5
 """How often one that was ready before may say so: what it needs may be on its way back."""
+SILENT_S_MAX = 45.0
+"""Between two beats of a loop that beats four times a second. A disk that hangs is waited for in threads; a machine that swaps, or whose
+processors many want, was seen to hold a loop up for some seconds. Below the 60 s of the units' watchdog, which ends the parent with it."""
+LOOK_AT_BEATS_S = 1.0
 TELL_AGAIN_S = 1.0
 KILLED_S_MAX = 10.0
 CLOCK_S_MAX = 300.0
@@ -127,13 +131,20 @@ class KeptProcess:
         descriptors: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         cannot_end: Callable[[int], None] = lambda _: None,
+        beats_in: Path | None = None,
+        says_ready: bool = False,
     ) -> None:
         """`words` are arguments of this Python; the child inherits `descriptors` and nothing else that is open.
 
+        `beats_in`: where it counts (`counting.py`); there its loop must give a sign of life every SILENT_S_MAX, from
+        when it is ready if it `says_ready`.
         `cannot_end` is told the number of a process that was killed and is still there: a thread of it may wait in the kernel.
         """
         self.role = role
         self._cannot_end = cannot_end
+        self._beats_in = beats_in
+        self._says_ready = says_ready
+        self._looked_s = 0.0
         self._told_s = 0.0
         self._was_ready = False
         """This process; `_ready_once`: or one before it."""
@@ -156,6 +167,7 @@ class KeptProcess:
     def keep_alive(self) -> None:
         """Start it if it is not there and its pause is over. Never blocks. Raises `CannotRun`."""
         now = time.monotonic()
+        self._end_if_silent(now)
         self._end_what_holds_it(now)
         if self.process is not None and self.process.poll() is not None:
             metrics.RESTARTS.add()
@@ -182,6 +194,19 @@ class KeptProcess:
             if _stat(self.process.pid)[0] in {"Z", "X"} and self.process.poll() is None:
                 self._told_s = now
                 self._cannot_end(self.process.pid)
+
+    def _end_if_silent(self, now: float) -> None:
+        """A loop that stands still answers nobody, and holds whoever asked: better none, and then a new one."""
+        if self._beats_in is None or self.process is None or now - self._looked_s < LOOK_AT_BEATS_S:
+            return
+        # A parent that was stopped itself, or the machine with it, sees only what was before.
+        late = now - self._looked_s > 2 * LOOK_AT_BEATS_S
+        self._looked_s = now
+        silent_s = counting.silent_s(self._beats_in, self.process.pid)
+        if late or silent_s is None or silent_s < SILENT_S_MAX or (self._says_ready and not self._was_ready):
+            return
+        log.error("process_silent", role=self.role, pid=self.process.pid, seconds=round(silent_s))
+        self.process.kill()
 
     def kill(self) -> None:
         """At once, whatever it waits for, as far as anybody can."""

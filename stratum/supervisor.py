@@ -39,6 +39,8 @@ log = get_logger("supervisor")
 GRACE_S = 25.0
 START_S_MAX = 60.0
 LOOK_S = 0.1
+BEATING = frozenset(("s3", "mount"))
+"""Parts whose loops do nothing that takes long. One step of the tiering daemon may take a quarter of an hour, and whoever looks at disks waits for them."""
 NOT_WAITED_FOR = "tierd"
 """Who uses the volume does not miss it."""
 
@@ -97,6 +99,8 @@ class _Parts:
                 ["-m", "stratum.cli.main", role, str(volume.root), "--supervised", *(words if role == "mount" else [])],
                 environment=self._receiver.environment,
                 cannot_end=partial(fencing.abort_of_process, volume),
+                beats_in=volume.meta / counting.FOLDER if role in BEATING else None,
+                says_ready=True,
             )
             for role in roles
         ]
