@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AGE_S_MAX = 36525 * 86400.0
 """A hundred years."""
-BYTES_MAX = 1 << 50
+BYTES_MAX = 1 << 60
 RANGES: dict[str, tuple[float, float]] = {
     "volume.free_bytes_min": (0, BYTES_MAX),
     "metadata.map_bytes": (1 << 28, 1 << 46),

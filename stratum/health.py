@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import enum
 import os
+import re
+import shlex
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,12 +69,26 @@ class Severity(enum.IntEnum):
 
 @dataclass(slots=True, frozen=True)
 class Code:
-    """`next` is a command; VOLUME stands for the volume's path."""
+    """`next` is a command. VOLUME stands in it for the volume's path, THING for what the finding is about, PLACE for what else it knows;
+    NEW is for the reader to replace.
+    """
 
     name: str
     severity: Severity
     meaning: str
     next: str
+
+
+RUNBOOKS = (Path(__file__).resolve().parent.parent / "docs/operations", Path("/usr/share/doc/stratum/operations"))
+"""Of a source tree, and of the package."""
+BACKUPS = "/var/lib/stratum/backups"
+_WORDS = re.compile(r"VOLUME|THING|PLACE")
+
+
+@cache
+def runbooks() -> Path:
+    """The folder of the runbooks that are installed here."""
+    return next((folder for folder in RUNBOOKS if (folder / "health.md").is_file()), RUNBOOKS[-1])
 
 
 _W, _E = Severity.WARNING, Severity.ERROR
@@ -82,20 +99,20 @@ CODES = {
         Code("STR-DISK-EMERGENCY", _E, "a hot disk is above its emergency mark", "stratum tier status VOLUME"),
         Code("STR-DISK-HIGH", _W, "a hot disk is above its high mark, and data is being moved off it", "stratum tier status VOLUME"),
         Code("STR-DISK-SILENT", _E, "a disk does not answer", "dmesg --level err,warn"),
-        Code("STR-DISK-INODES", _W, "a disk has few inodes left", "df -i"),
+        Code("STR-DISK-INODES", _W, "a disk has few inodes left", "df -i THING"),
         Code("STR-METADATA-FULL", _E, "the metadata store has reached its size: only deletes are accepted", "stratum config show VOLUME"),
         Code("STR-METADATA-HIGH", _W, "the metadata store nears its size", "stratum config show VOLUME"),
         Code("STR-S3-DOWN", _E, "the S3 endpoint does not answer", "journalctl -u stratum-s3"),
         Code("STR-MOUNT-DOWN", _E, "the mount is not up", "journalctl -u 'stratum-mount@*'"),
-        Code("STR-MOUNT-HIDES", _W, "files lie in the folder beneath the mount, where nobody sees them", "stratum mount VOLUME DIR --release"),
+        Code("STR-MOUNT-HIDES", _W, "files lie in the folder beneath the mount, where nobody sees them", "stratum mount VOLUME THING --release"),
         Code("STR-PROCESS-DIED", _W, "a process died, and what it left is being recovered", "stratum status VOLUME"),
         Code("STR-PROCESS-SILENT", _E, "a process lives, but its loop does not go round", "stratum status VOLUME"),
         Code("STR-TIERD-FAILING", _W, "the tiering daemon cannot do a part of its work", "stratum tier status VOLUME"),
-        Code("STR-WARM-DISK-MISSING", _W, "a disk of the warm tier is missing", "stratum disk list VOLUME"),
+        Code("STR-WARM-DISK-MISSING", _W, "a disk of the warm tier is missing", "stratum disk replace VOLUME THING NEW"),
         Code("STR-WARM-UNREADABLE", _E, "more disks of the warm tier are missing than its code can do without", "stratum disk list VOLUME"),
-        Code("STR-WARM-ONE-DEVICE", _W, "two disks of the warm tier lie on one device", "stratum disk list VOLUME"),
+        Code("STR-WARM-ONE-DEVICE", _W, "two disks of the warm tier lie on one device", "stratum disk replace VOLUME THING NEW"),
         Code("STR-WARM-DEGRADED", _W, "packs of the warm tier wait to be repaired", "stratum disk list VOLUME"),
-        Code("STR-WARM-UNREPAIRABLE", _E, "packs of the warm tier cannot be repaired", "stratum disk list VOLUME"),
+        Code("STR-WARM-UNREPAIRABLE", _E, "packs of the warm tier cannot be repaired", "stratum fsck VOLUME"),
         Code("STR-COLD-FAILING", _W, "a remote of the cold tier fails and is left alone for a while", "stratum cold check VOLUME"),
         Code("STR-COLD-GONE", _E, "the bucket or directory of a remote is not there", "stratum cold check VOLUME"),
         Code("STR-COLD-DENIED", _E, "a remote does not take the volume's credentials", "stratum cold check VOLUME"),
@@ -106,9 +123,9 @@ CODES = {
         Code("STR-DATA-DAMAGED", _E, "stored bytes are damaged and no copy of them is good", "stratum health damaged VOLUME"),
         Code("STR-SCRUB-UNHEALED", _E, "the scrub found damage that it could not heal", "stratum scrub status VOLUME"),
         Code("STR-SCRUB-OVERDUE", _W, "no pass of the scrub has ended within its period", "stratum scrub start VOLUME"),
-        Code("STR-BACKUP-OLD", _W, "the metadata was not backed up for longer than a day", "stratum meta backup VOLUME /var/lib/stratum/backups"),
-        Code("STR-CERTIFICATE-EXPIRES", _W, "a TLS certificate expires within three weeks", "openssl x509 -noout -enddate -in FILE"),
-        Code("STR-CERTIFICATE-EXPIRED", _E, "a TLS certificate has expired, or cannot be read", "openssl x509 -noout -enddate -in FILE"),
+        Code("STR-BACKUP-OLD", _W, "the metadata was not backed up for longer than a day", "stratum meta backup VOLUME PLACE"),
+        Code("STR-CERTIFICATE-EXPIRES", _W, "a TLS certificate expires within three weeks", "openssl x509 -noout -enddate -in THING"),
+        Code("STR-CERTIFICATE-EXPIRED", _E, "a TLS certificate has expired, or cannot be read", "openssl x509 -noout -enddate -in THING"),
         Code("STR-QUOTA-NEAR", _W, "a quota is nearly used up", "stratum quota show VOLUME"),
         Code("STR-AUDIT-FAILING", _E, "the audit log cannot be written", "stratum audit verify VOLUME"),
         Code("STR-ALERTS-FAILING", _W, "alerts cannot be delivered", "stratum config show VOLUME"),
@@ -125,6 +142,8 @@ class Finding:
     what: str
     since_s: float = 0.0
     muted_until_s: float = 0.0
+    place: str = ""
+    """For the command that comes next, where `thing` does not say it."""
 
     @property
     def severity(self) -> Severity:
@@ -135,9 +154,13 @@ class Finding:
         return f"{self.code} {self.thing}"
 
     def document(self, root: Path) -> dict[str, Any]:
+        told = asdict(self)
+        place = told.pop("place")
+        words = {"VOLUME": str(root), "THING": self.thing, "PLACE": place or BACKUPS}
+        command = _WORDS.sub(lambda found: shlex.quote(words[found[0]]), CODES[self.code].next)
         return {
-            **asdict(self), "severity": self.severity.name.lower(), "meaning": CODES[self.code].meaning,
-            "next": CODES[self.code].next.replace("VOLUME", str(root)), "runbook": f"docs/operations/health.md#{self.code.lower()}",
+            **told, "severity": self.severity.name.lower(), "meaning": CODES[self.code].meaning, "next": command,
+            "runbook": f"{runbooks()}/health.md#{self.code.lower()}",
         }  # fmt: skip
 
 
@@ -167,7 +190,9 @@ def examine(volume: Volume) -> list[Finding]:
     found = [
         *_disks(volume), *_processes(volume), *_tiers(volume), *_damage(volume), *_certificates(volume), *_limits(volume), *_beneath(volume),
     ]  # fmt: skip
-    return sorted(with_notes(volume, found), key=lambda item: (-item.severity, item.code, item.thing))
+    return sorted(
+        with_notes(volume, _without_echoes(volume, found)), key=lambda item: (-item.severity, item.code, item.thing)
+    )
 
 
 def with_notes(volume: Volume, findings: list[Finding]) -> list[Finding]:
@@ -231,24 +256,45 @@ def mute(volume: Volume, code: str, seconds: float) -> float:
 # -- what is looked at --------------------------------------------------------------------------------------------------
 
 
+def _without_echoes(volume: Volume, found: list[Finding]) -> list[Finding]:
+    """One code for one file system: a disk that is full is above its marks as well."""
+    full = {place for item in found if item.code == "STR-DISK-FULL" for place in item.place.splitlines()}
+    if not full.issuperset(map(str, volume.segments.folders)):
+        return found
+    return [item for item in found if item.code not in {"STR-DISK-HIGH", "STR-DISK-EMERGENCY"}]
+
+
+def _file_systems(volume: Volume) -> tuple[list[tuple[list[Path], os.statvfs_result]], list[Finding]]:
+    """The folders of the volume on each device, and its numbers; and what is wrong with those that do not answer."""
+    answering: dict[int, tuple[list[Path], os.statvfs_result]] = {}
+    silent = []
+    for folder in dict.fromkeys((volume.meta, *volume.segments.folders)):
+        try:
+            stat, device = probe(lambda folder=folder: (os.statvfs(folder), folder.stat().st_dev))  # type: ignore[misc]  # bound now
+        except (OSError, TimeoutError) as error:
+            silent.append(Finding("STR-DISK-SILENT", str(folder), f"it says nothing: {error}"))
+            continue
+        answering.setdefault(device, ([], stat))[0].append(folder)
+    return list(answering.values()), silent
+
+
 def _disks(volume: Volume) -> Iterator[Finding]:
     wanted = volume.config.volume_free_bytes_min
-    for folder in (volume.meta, *volume.segments.folders):
-        try:
-            stat = probe(lambda folder=folder: os.statvfs(folder))  # type: ignore[misc]  # bound now, called in time
-        except (OSError, TimeoutError) as error:
-            yield Finding("STR-DISK-SILENT", str(folder), f"it says nothing: {error}")
-            continue
+    answering, silent = _file_systems(volume)
+    yield from silent
+    for folders, stat in answering:
+        folder, others = folders[0], "".join(f"; {other} lies there, too" for other in folders[1:])
         free = stat.f_bavail * stat.f_frsize
         least = min(wanted, stat.f_blocks * stat.f_frsize // 50) if volume.relief.possible() else wanted
         if free < least:
             yield Finding(
                 "STR-DISK-FULL",
                 str(folder),
-                f"{free} bytes are free, {least} are the reserve: only deletes are accepted",
+                f"{free} bytes are free, {least} are the reserve: only deletes are accepted{others}",
+                place="\n".join(map(str, folders)),
             )
         if stat.f_files and stat.f_favail * 100 < stat.f_files * INODES_FREE_PERCENT_MIN:
-            yield Finding("STR-DISK-INODES", str(folder), f"{stat.f_favail} of {stat.f_files} inodes are free")
+            yield Finding("STR-DISK-INODES", str(folder), f"{stat.f_favail} of {stat.f_files} inodes are free{others}")
     share = volume.store.used_bytes() / volume.config.metadata_map_bytes
     if share >= METADATA_WARNING_SHARE:
         code = "STR-METADATA-FULL" if share >= 0.9 else "STR-METADATA-HIGH"
@@ -341,7 +387,12 @@ def _tiers(volume: Volume) -> Iterator[Finding]:
     if period_s and disks and time.time() - ended_s > period_s * SCRUB_LATE:
         yield Finding("STR-SCRUB-OVERDUE", "scrub", f"the last pass ended {_ago(ended_s)}")
     if backup and time.time() - float(backup["at_s"]) > BACKUP_AGE_S_MAX:
-        yield Finding("STR-BACKUP-OLD", "metadata", f"the last backup was made {_ago(float(backup['at_s']))}")
+        yield Finding(
+            "STR-BACKUP-OLD",
+            "metadata",
+            f"the last backup was made {_ago(float(backup['at_s']))}",
+            place=_folder_of(backup),
+        )
 
 
 def _damage(volume: Volume) -> Iterator[Finding]:
@@ -414,6 +465,10 @@ def _limits(volume: Volume) -> Iterator[Finding]:
         yield Finding("STR-QUOTA-NEAR", thing, what)
     for sink, error in sorted(alerts.get("failing", {}).items()):
         yield Finding("STR-ALERTS-FAILING", sink, str(error))
+
+
+def _folder_of(backup: dict[str, Any]) -> str:
+    return str(Path(str(backup["path"])).parent) if backup.get("path") else ""
 
 
 def _ago(then_s: float) -> str:

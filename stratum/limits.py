@@ -40,6 +40,7 @@ BURST_S = 1.0
 DEBT_S_MAX = 5.0
 AHEAD_S_MAX = 3600.0
 """A moment further ahead is of another boot."""
+MOMENT_MAX = (1 << 64) - 1
 _SLOT = struct.Struct("<QQQQ")
 KINDS = ("buckets", "users", "anonymous")
 _REQUESTS, _BYTES = 1, 2
@@ -137,7 +138,7 @@ class Paces:
             paid = int.from_bytes(self._table[at : at + 8], "little")
             if paid < now or paid > now + AHEAD_S_MAX * 1e9:
                 paid = now
-            paid = min(paid + round(amount / rate * 1e9), now + round(AHEAD_S_MAX * 1e9))
+            paid = min(paid + round(amount / rate * 1e9), MOMENT_MAX)
             owed_s = (paid - now) / 1e9 - BURST_S
             if owed_s <= patience_s:
                 self._table[at : at + 8] = paid.to_bytes(8, "little")

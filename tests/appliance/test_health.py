@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from stratum import buckets, health, quotas, warm_disks
+from stratum.cli.main import build_parser
 from stratum.errors import InvalidArgument
 from stratum.health import CODES, Severity
 from stratum.quotas import Quota
@@ -125,6 +127,40 @@ def test_codes_of_the_volume_itself(tmp_path: Path) -> None:
             assert "STR-DISK-SILENT" in codes(volume)
         finally:
             (tmp_path / "gone").rename(volume.segments.folders[0])
+
+
+def test_one_full_disk_is_one_code_and_next_is_a_command(tmp_path: Path) -> None:
+    root = tmp_path / "a volume; true"
+    make_volume(root)
+    change_settings(root, free_bytes_min=str(1 << 60))
+    with Volume(root, "test") as volume:
+        emergency = {"level": "emergency", "disks": [{"path": str(root / "hot"), "used_percent": 99}]}
+        volume.mutate(lambda tx: tx.put(b"gtierd", pack_json(emergency)), frees=True)
+        found = health.examine(volume)
+        assert [(item.code, item.thing) for item in found] == [("STR-DISK-FULL", str(root / "meta"))]
+        assert f"{root / 'hot'} lies there, too" in found[0].what
+    told = found[0].document(root)
+    assert shlex.split(told["next"]) == ["stratum", "bucket", "list", str(root)]
+    assert "place" not in told
+    runbook, _, section = told["runbook"].partition("#")
+    assert Path(runbook).is_absolute()
+    assert f"## {section.upper()}\n" in Path(runbook).read_text()
+
+
+def test_next_names_what_it_is_about(tmp_path: Path) -> None:
+    root, disk = tmp_path / "v", "/srv/disk 1"
+    for code, words, place in (
+        ("STR-WARM-DISK-MISSING", ["stratum", "disk", "replace", str(root), disk, "NEW"], ""),
+        ("STR-CERTIFICATE-EXPIRED", ["openssl", "x509", "-noout", "-enddate", "-in", disk], ""),
+        ("STR-BACKUP-OLD", ["stratum", "meta", "backup", str(root), "/back ups"], "/back ups"),
+        ("STR-BACKUP-OLD", ["stratum", "meta", "backup", str(root), "/var/lib/stratum/backups"], ""),
+    ):
+        assert shlex.split(health.Finding(code, disk, "x", place=place).document(root)["next"]) == words
+    for known in CODES.values():
+        words = known.next.split()
+        if words[0] == "stratum":
+            parsed = build_parser().parse_args([word.replace("STR-", "x") for word in words[1:]])
+            assert str(parsed.volume) == "VOLUME", "every command that is named exists"
 
 
 def test_codes_of_the_warm_tier(tmp_path: Path) -> None:
