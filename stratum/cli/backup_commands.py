@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import backup, backup_remote, drill
 from stratum import upgrade as upgrading
-from stratum.cli.output import show
+from stratum.cli.output import show, size
 from stratum.cli.progress import Progress
 from stratum.cli.tier_commands import cold_row
 from stratum.errors import InvalidArgument, StratumError
@@ -42,7 +42,7 @@ def meta_backup(options: Namespace) -> int:
     document = {
         "backup": str(made.path), "made_at": _moment(made.made_s), "rows": made.rows, "bytes": made.size, "duration_s": round(time.monotonic() - began, 3), "remote_key": sent or None,
     }  # fmt: skip
-    text = f"{made.path}: {made.rows} rows, {made.size} bytes, verified; it holds the keys of the volume: keep it as safe as these"
+    text = f"{made.path}: {made.rows} rows, {size(made.size)}, verified; it holds the keys of the volume: keep it as safe as these"
     return show(
         options, document, text + (f"\nsent to remote {options.to_cold} as {sent}, and read back" if sent else "")
     )
@@ -109,7 +109,7 @@ def drill_restore(options: Namespace) -> int:
         f"backup   {done.backup}",
         f"RPO      {done.rpo_s:.0f} s: what was written since then would be lost",
         f"RTO      {done.rto_s:.1f} s to read, verify and open it",
-        f"files    {done.files}, {done.sampled} read whole ({done.read_bytes} bytes); changed since {done.changed}, moved since {done.moved}",
+        f"files    {done.files}, {done.sampled} read whole ({size(done.read_bytes)}); changed since {done.changed}, moved since {done.moved}",
         *(f"lost     {item}" for item in done.lost),
         *(f"damage   {item}" for item in done.damage),
         "the backup can be restored" if done.ok else "a restore would not bring everything back",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import fsck as checker
 from stratum import leaks, store_repair
-from stratum.cli.output import show
+from stratum.cli.output import show, size
 from stratum.cli.progress import Progress
 from stratum.volume import Volume
 
@@ -74,7 +74,7 @@ def gc(options: Namespace) -> int:
         "leaked_bytes": sum(leak.size for leak in found),
         "applied": options.apply,
     }
-    text = f"{document['leaked_objects']} leaked, {document['leaked_bytes']} bytes" + (
+    text = f"{document['leaked_objects']} leaked, {size(document['leaked_bytes'])}" + (
         " removed" if options.apply else "; --apply removes them"
     )
     return show(options, document, text)

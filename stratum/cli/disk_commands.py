@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratum import packs, private, warm, warm_disks, warm_sweep
-from stratum.cli.output import show, table
-from stratum.cli.progress import Progress, amount, span
+from stratum.cli.output import show, size, table
+from stratum.cli.progress import Progress, span
 from stratum.errors import Busy, InvalidArgument
 from stratum.schema import pack_json, prefix_range, unpack_json
 from stratum.tier_rows import VALID, DiskRow, PackRow, Tier
@@ -155,7 +155,7 @@ def disk_sweep(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         path = options.path.absolute()
         found = warm_sweep.sweep(opened, path, age_s_min=options.older_than, apply=options.apply)
-    text = f"{found['shards']} shards of {found['bytes']} bytes that nothing here refers to"
+    text = f"{found['shards']} shards of {size(found['bytes'])} that nothing here refers to"
     lines = [text + (": removed" if options.apply else "; --apply removes them"), *found["names"]]
     return show(options, found, "\n".join(lines))
 
@@ -185,7 +185,7 @@ def disk_list(options: Namespace) -> int:
 
 def _how_far(rebuild: leaving.Rebuild) -> str:
     left = f", {span(rebuild.eta_s)} left" if rebuild.eta_s is not None else ""
-    return f"{amount(rebuild.done_bytes)} of {amount(rebuild.total_bytes)} rebuilt elsewhere, {amount(rebuild.bytes_per_s)}/s{left}"
+    return f"{size(rebuild.done_bytes)} of {size(rebuild.total_bytes)} rebuilt elsewhere, {size(rebuild.bytes_per_s)}/s{left}"
 
 
 def _disk(
@@ -224,7 +224,7 @@ def scrub_start(options: Namespace) -> int:
 
 def _print_scrub(options: Namespace, state: dict[str, Any], *, final: bool = False) -> int:
     unhealed = list(state["unhealed"])
-    text = f"{state['state']}: {state.get('checked', 0)} checked, {state.get('read_bytes', 0)} bytes read, {state['found']} damaged, {state.get('healed', 0)} healed"
+    text = f"{state['state']}: {state.get('checked', 0)} checked, {size(state.get('read_bytes', 0))} read, {state['found']} damaged, {state.get('healed', 0)} healed"
     show(options, state, text + "".join(f"\n  not healed: {thing}" for thing in unhealed))
     return 1 if final and (unhealed or state["found"] != state.get("healed", 0)) else 0
 
@@ -255,7 +255,7 @@ def scrub_speed(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         opened.mutate(lambda tx: tx.put(b"gscrub_speed", pack_json({"bytes_per_s": options.bytes_per_s})), frees=True)
     return show(
-        options, {"bytes_per_s": options.bytes_per_s}, f"scrub reads at most {options.bytes_per_s} bytes a second"
+        options, {"bytes_per_s": options.bytes_per_s}, f"scrub reads at most {size(options.bytes_per_s)} a second"
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stratum import buckets, counting, damage, damaged_objects, health, limits, metrics, quotas
 from stratum import status as state
 from stratum.cli.commands import set_up_logs
-from stratum.cli.output import schema_of, show, table, to_json
+from stratum.cli.output import schema_of, show, size, table, to_json
 from stratum.errors import InvalidArgument
 from stratum.identity import Identities
 from stratum.limits import Limit
@@ -75,10 +75,10 @@ def status(options: Namespace) -> int:
         f"endpoint    {facts['endpoint']}",
         f"mount       {facts['mount'] or '(none)'}",
         f"admin       {facts['admin']}",
-        f"objects     {facts['objects']} in {facts['buckets']} buckets, {facts['bytes']} bytes",
-        f"metadata    {facts['metadata_bytes']} bytes",
+        f"objects     {facts['objects']} in {facts['buckets']} buckets, {size(facts['bytes'])}",
+        f"metadata    {size(facts['metadata_bytes'])}",
         *(
-            f"disk        {disk['path']}: {disk['free_bytes']} of {disk['total_bytes']} bytes free"
+            f"disk        {disk['path']}: {size(disk['free_bytes'])} of {size(disk['total_bytes'])} free"
             for disk in facts["disks"]
         ),
         f"processes   {len(facts['processes'])}",
@@ -157,7 +157,7 @@ def quota_set(options: Namespace) -> int:
     text = (
         f"{name} has no quota"
         if quota is None
-        else f"{name}: {_limit(quota.bytes)} bytes, {_limit(quota.objects)} objects"
+        else f"{name}: {size(quota.bytes) if quota.bytes else 'any number of bytes'}, {_limit(quota.objects)} objects"
     )
     return show(
         options, {"bucket": options.bucket, "user": options.user, "quota": asdict(quota) if quota else None}, text
@@ -309,23 +309,15 @@ def _frame(opened: Volume, rates: _Rates) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _amount(number: float) -> str:
-    for unit in ("", "K", "M", "G"):
-        if abs(number) < 1000:
-            return f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f}T"
-
-
 def _frame_text(frame: dict[str, Any]) -> str:
-    moved = ", ".join(f"{tier} {_amount(rate)}B/s" for tier, rate in frame["moved_bytes_per_s"].items() if rate)
+    moved = ", ".join(f"{tier} {size(rate)}/s" for tier, rate in frame["moved_bytes_per_s"].items() if rate)
     lines = [
         f"health  {frame['health']}  {' '.join(frame['codes'])}",
         (
             f"s3      {frame['s3_per_s']}/s, {frame['s3_errors_per_s']} failing/s, {frame['s3_in_flight']:.0f} in flight, "
-            f"in {_amount(frame['received_bytes_per_s'])}B/s, out {_amount(frame['sent_bytes_per_s'])}B/s"
+            f"in {size(frame['received_bytes_per_s'])}/s, out {size(frame['sent_bytes_per_s'])}/s"
         ),
-        f"mount   {frame['mount_per_s']}/s, read {_amount(frame['read_bytes_per_s'])}B/s, written {_amount(frame['written_bytes_per_s'])}B/s",
+        f"mount   {frame['mount_per_s']}/s, read {size(frame['read_bytes_per_s'])}/s, written {size(frame['written_bytes_per_s'])}/s",
         f"commits {frame['commits_per_s']}/s, {frame['commit_mean_ms']} ms each",
         f"moves   {moved or 'none'}",
         "",

@@ -10,21 +10,13 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from stratum import notify
+from stratum.cli.output import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SHOWN_S = 0.5
 LOGGED_S = 60.0
-
-
-def amount(number: float) -> str:
-    """Like 12.3 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
 
 
 def span(seconds: float) -> str:
@@ -72,6 +64,6 @@ class Progress:
 
     def text(self, done: int, total: int, seconds: float) -> str:
         rate = done / seconds if seconds > 0 else 0.0
-        known = f" of {amount(total)} ({min(done * 100 // total, 100)} %)" if total else ""
+        known = f" of {size(total)} ({min(done * 100 // total, 100)} %)" if total else ""
         left = f", {span(max(total - done, 0) / rate)} left" if total and rate else ""
-        return f"{self._what}: {amount(done)}{known}, {amount(rate)}/s{left}"
+        return f"{self._what}: {size(done)}{known}, {size(rate)}/s{left}"

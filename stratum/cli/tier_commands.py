@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stratum import buckets, cold_admin, counting, hints, notify, objects, packs
 from stratum.cli.commands import init_document, init_settings, set_up_logs
 from stratum.cli.disk_commands import work
-from stratum.cli.output import show, table
+from stratum.cli.output import show, size, table
 from stratum.cli.progress import Progress
 from stratum.errors import InvalidArgument, NotFound
 from stratum.health import SILENT_S_MAX
@@ -143,7 +143,7 @@ def cold_remove(options: Namespace) -> int:
 def cold_sweep(options: Namespace) -> int:
     with Volume(options.volume, "cli") as opened:
         found = cold_admin.sweep(opened, options.name, age_s_min=options.older_than, apply=options.apply)
-    text = f"{found['objects']} objects of {found['bytes']} bytes and {found['uploads']} unfinished uploads that nothing here refers to"
+    text = f"{found['objects']} objects of {size(found['bytes'])} and {found['uploads']} unfinished uploads that nothing here refers to"
     lines = [text + (": removed" if options.apply else "; --apply removes them"), *found["keys"]]
     return show(options, found, "\n".join(lines))
 
@@ -325,7 +325,7 @@ def tier_plan(options: Namespace) -> int:
         row["key"] = names.get(row.pop("inode"), "(without a name)")
     document = {"horizon_s": horizon_s, "level": level, "moves": rows, "bytes": sum(row["size"] for row in rows)}
     text = (
-        table(rows, ["key", "size", "from", "to", "action", "rule"]) + f"\n{len(rows)} files, {document['bytes']} bytes"
+        table(rows, ["key", "size", "from", "to", "action", "rule"]) + f"\n{len(rows)} files, {size(document['bytes'])}"
     )
     return show(options, document, text)
 
@@ -360,7 +360,7 @@ def rebuild_volume(options: Namespace) -> int:
     )
     warm = f" and {report.warm.packs} on warm disks" if report.warm.packs else ""
     text = (
-        f"volume      {root}\n{keys}\n{report.files} files, {report.size} bytes in {report.packs} packs{warm}; snapshot: {report.snapshot or 'none'}"
+        f"volume      {root}\n{keys}\n{report.files} files, {size(report.size)} in {report.packs} packs{warm}; snapshot: {report.snapshot or 'none'}"
         + "".join(f"\nlost: {name}" for name in report.lost[:50])
     )
     return show(options, document, text)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stratum import backup, fsck
-from stratum.cli.progress import Progress, amount, span
+from stratum.cli.output import size
+from stratum.cli.progress import Progress, span
 from stratum.volume import Volume
 from tests.support import make_volume, put
 
@@ -47,18 +48,18 @@ def test_bytes_rate_and_time_left(
             progress.at(1, 100)
             assert screen.getvalue() == ""
             clock.now_s += seconds
-            progress.at(round(seconds * 1e6), round(seconds * 4e6))
+            progress.at(round(seconds * (1 << 20)), round(seconds * (4 << 20)))
         told = manager.recv(1000).decode()
-    size = amount(seconds * 1e6)
-    assert told == f"STATUS=reading: {size} of {amount(seconds * 4e6)} (25 %), 1.0 MB/s, {span(seconds * 3)} left"
+    done = size(seconds * (1 << 20))
+    assert told == f"STATUS=reading: {done} of {size(seconds * (4 << 20))} (25 %), 1.0 MiB/s, {span(seconds * 3)} left"
     assert told.removeprefix("STATUS=") in screen.getvalue()
     assert screen.getvalue().endswith("\r" if terminal else "\n")
 
 
 def test_an_unknown_total_and_large_numbers() -> None:
     assert Progress("x").text(500, 0, 2.0) == "x: 500 B, 250 B/s"
-    assert Progress("x").text(0, 1000, 2.0) == "x: 0 B of 1.0 kB (0 %), 0 B/s"
-    assert amount(12_345_678_901_234) == "12.3 TB"
+    assert Progress("x").text(0, 1000, 2.0) == "x: 0 B of 1000 B (0 %), 0 B/s"
+    assert size(12_345_678_901_234) == "11.2 TiB"
     assert [span(5), span(65), span(7260)] == ["5 s", "1 min 5 s", "2 h 1 min"]
 
 
