@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from stratum import counting, notify
 from stratum.config import load
+from stratum.errors import StratumError
 from stratum.housekeeping import Housekeeper
-from stratum.processes import KeptProcess, end_all
+from stratum.preflight import check_certificate
+from stratum.processes import CannotRun, KeptProcess, end_all
 from stratum.sockets import listen
 from stratum.status import endpoint_answers
 from stratum.volume import Volume
@@ -58,8 +60,10 @@ def _all_go_round(volume: Volume, workers: list[KeptProcess]) -> bool:
 
 
 def serve(root: Path) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Raises `StratumError` if it cannot run."""
     config = load(root)
+    if config.s3_tls_certificate:
+        check_certificate(root / config.s3_tls_certificate, root / config.s3_tls_key, "s3")
     listener = listen(config.s3_listen, "s3.listen")
     ending = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -84,7 +88,10 @@ def serve(root: Path) -> None:
         try:
             while True:
                 for worker in workers:
-                    worker.keep_alive()
+                    try:
+                        worker.keep_alive()
+                    except CannotRun as error:
+                        raise StratumError(f"a worker cannot run: {error}; its log says why") from None
                 counting.beat()
                 if not ready and notify.expected():
                     ready = endpoint_answers(config)

@@ -13,7 +13,8 @@ import uvicorn
 from stratum import counting
 from stratum import log as logs
 from stratum.config import load
-from stratum.processes import die_with_parent, raise_descriptor_limit
+from stratum.errors import StratumError
+from stratum.processes import CANNOT_RUN, die_with_parent, raise_descriptor_limit
 from stratum.s3.app import Application
 from stratum.s3.connection import CONNECTIONS_MAX, Connection
 from stratum.volume import Volume
@@ -63,4 +64,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StratumError as refused:
+        print(f"stratum: {refused.message}", file=sys.stderr)
+        sys.exit(CANNOT_RUN)

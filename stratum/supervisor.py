@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stratum import counting, fencing, notify, places
+from stratum import counting, fencing, notify, places, preflight
 from stratum.config import load
 from stratum.errors import Busy, StratumError
 from stratum.housekeeping import Housekeeper
@@ -54,11 +54,23 @@ def serve(root: Path, announce: Callable[[dict[str, Any]], None], *, words: list
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    with _alone(root), Volume(root, "supervisor") as volume:
+    with _alone(root):
+        preflight.refuse(root, config)
+        return _serve(root, config, announce, words or [], ending)
+
+
+def _serve(
+    root: Path,
+    config: Config,
+    announce: Callable[[dict[str, Any]], None],
+    words: list[str],
+    ending: threading.Event,
+) -> int:
+    with Volume(root, "supervisor") as volume:
         counting.attach(volume.meta / counting.FOLDER, "supervisor")
         refuse_double_roles(volume)
         housekeeper = Housekeeper(volume)
-        parts = _Parts(volume, config, words or [])
+        parts = _Parts(volume, config, words)
         try:
             return parts.run(ending, announce)
         finally:

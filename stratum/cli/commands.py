@@ -11,15 +11,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratum import background, buckets, clones, config_rules, counting, notify, paths, places, private, roles, volume
+from stratum import (
+    background,
+    buckets,
+    clones,
+    config_rules,
+    counting,
+    notify,
+    paths,
+    places,
+    preflight,
+    private,
+    roles,
+    volume,
+)
 from stratum import log as logs
 from stratum.cli.output import schema_of, show, table, to_json
 from stratum.config import CONFIG_NAME, load, parse, parse_listen, render
 from stratum.erasure import parse_code
 from stratum.errors import ConfigInvalid, InvalidArgument, SessionDead
+from stratum.health import SERVED
 from stratum.identity import Identities
 from stratum.mountd import helper_of
 from stratum.places import Place, Role
+from stratum.status import sessions
 from stratum.tiering.explain import explain_inode
 from stratum.volume import Volume
 from stratum.warm_disks import disk_of, same_devices
@@ -390,6 +405,12 @@ def config_check(options: Namespace) -> int:
         raise ConfigInvalid(f"{options.volume / CONFIG_NAME}: {'; '.join(missing)}")
     with Volume(options.volume, "cli") as opened:
         roles.refuse(opened)
+        served = any(row["role"] in SERVED and row["state"] == "running" for row in sessions(opened))
+        found = preflight.troubles(opened.root, opened.config, served=served)
+        if opened.config.mount_path and not served:
+            found += places.mountpoint_troubles(opened.root / opened.config.mount_path, places.of(opened))
+    if found:
+        raise ConfigInvalid("; ".join(found))
     return show(options, {"ok": True}, f"{options.volume / CONFIG_NAME} is valid")
 
 
