@@ -34,11 +34,12 @@ from stratum.schema import ChangeRow, key_u64_u64, split_u64_u64
 from stratum.stillness import Stillness, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from stratum.fuse.operations import Operations
     from stratum.volume import Volume
 
+Told = tuple[int, bytes, int, bool]
 log = get_logger("invalidation")
 ROWS_AT_ONCE = 1000
 TOLD_AT_ONCE = 64
@@ -254,8 +255,11 @@ class Follower:
         while not passed.wait(0.02) and not self._loop_ended.is_set():
             pass
 
-    def _known(self, rows: Iterable[ChangeRow]) -> list[tuple[int, bytes, int]]:
-        """What the kernel may know of what others changed: directory, name in it and inode, each empty if it does not."""
+    def _known(self, rows: Sequence[ChangeRow]) -> list[Told]:
+        """What the kernel may know of what others changed: directory, name in it and inode, each empty if it does not; and whether that was the inode's
+        last name. (Not of directories: one that is told too early, and then not committed, would stay dead for the kernel.)
+        """
+        nameless = {row.inode for row in rows if row.orphan}
         operations = self._operations
         known = operations.open_files.lookups
         told = []
@@ -266,12 +270,11 @@ class Follower:
             inode = operations.kernel_number(row.inode) if row.inode in known or row.inode == operations.root else 0
             name = mount_names.name_to_forget(row.entry) if parent and operations.names_cached else b""
             if parent or inode:
-                told.append((parent, name, inode))
+                deleted = bool(name and inode) and row.inode in nameless and not row.entry.endswith(b"/")
+                told.append((parent, name, inode, deleted))
         return told
 
-    def _forget(
-        self, raw_rows: list[bytes], applied: int | None = None, told: list[tuple[int, bytes, int]] | None = None
-    ) -> None:
+    def _forget(self, raw_rows: list[bytes], applied: int | None = None, told: list[Told] | None = None) -> None:
         """Make the kernel forget what others changed; then say that the log has been followed up to `applied`, if it has, and answer who asked.
 
         `told`: what is to be forgotten, if that is not all.

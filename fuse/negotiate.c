@@ -322,7 +322,17 @@ struct forgotten {
     const char *name;
     Py_ssize_t bytes;
     unsigned long long inode;
+    int deleted;
 };
+
+/* Of an inode that has no name left the kernel tells whoever watches it (IN_DELETE_SELF). That needs the lock of the inode besides its
+ * directory's, which is held while a write, a sync or a change of attributes waits for us: as little in our way as that one. */
+static int forget_name(const struct forgotten *one)
+{
+    if (one->deleted && fuse_lowlevel_notify_delete(session, one->directory, one->inode, one->name, one->bytes) == 0)
+        return 0;
+    return fuse_lowlevel_notify_inval_entry(session, one->directory, one->name, one->bytes);
+}
 
 static int tell_kernel(const struct forgotten *one)
 {
@@ -330,7 +340,7 @@ static int tell_kernel(const struct forgotten *one)
 
     if (one->directory != 0) {
         if (one->bytes > 0)
-            error = fuse_lowlevel_notify_inval_entry(session, one->directory, one->name, one->bytes);
+            error = forget_name(one);
         /* After the name: that waits for the directory's lock, so whoever was reading it has put into the cache what it read. */
         another = fuse_lowlevel_notify_inval_inode(session, one->directory, 0, 0);
         error = error && error != -ENOENT ? error : another;
@@ -366,7 +376,7 @@ static PyObject *forget(PyObject *module, PyObject *arguments)
         return NULL;
     }
     for (row = 0; row < count; row++)
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, row), "Ky#K", &rows[row].directory, &rows[row].name, &rows[row].bytes, &rows[row].inode)) {
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, row), "Ky#Kp", &rows[row].directory, &rows[row].name, &rows[row].bytes, &rows[row].inode, &rows[row].deleted)) {
             PyBuffer_Release(&word);
             return NULL;
         }
