@@ -83,7 +83,7 @@ def check(reader: InodeReader, wanted: Wanted) -> None:
         if not (wanted.shared and row.get("shared")):
             raise Busy(
                 f"this tree is mounted for writing at {row['mountpoint']}; unmount that one, mount with --read-only, "
-                "or mount with --shared-without-locks, which that one will then follow"
+                "mount both with --shared, or this one with --shared-without-locks, which that one will then follow"
             )
     check_locks(reader, wanted)
 
