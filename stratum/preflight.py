@@ -11,7 +11,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from stratum import mount_table, places
+from stratum import config_rules, mount_table, places
 from stratum.config import parse_listen
 from stratum.errors import ConfigInvalid, UnfinishedMount
 from stratum.mountd import helper_of
@@ -27,7 +27,7 @@ FUSE_DEVICE = "/dev/fuse"
 
 def troubles(root: Path, config: Config, *, served: bool) -> list[str]:
     """One line each. `served`: the addresses and the mountpoint are in use, as they should be."""
-    found = _folders(root, config)
+    found = [*config_rules.missing(root, config), *_not_writable(root, config)]
     for key, address in (("s3.listen", config.s3_listen), ("admin.listen", config.admin_listen)):
         try:
             if served:
@@ -40,7 +40,7 @@ def troubles(root: Path, config: Config, *, served: bool) -> list[str]:
         ("s3", config.s3_tls_certificate, config.s3_tls_key),
         ("admin", config.admin_tls_certificate, config.admin_tls_key),
     ):
-        if certificate:
+        if certificate and (root / certificate).is_file() and (root / key).is_file():
             with _Noting(found):
                 check_certificate(root / certificate, root / key, section)
     if config.mount_path:
@@ -65,17 +65,12 @@ class _Noting:
         return False
 
 
-def _folders(root: Path, config: Config) -> list[str]:
-    found = []
-    for hot in config.volume_hot:
-        path = root / hot
-        if not path.is_dir():
-            found.append(f"volume.hot: {path} is not there; mount its disk, or make the folder if it is to begin empty")
-        elif not os.access(path, os.W_OK | os.X_OK):
-            found.append(
-                f"volume.hot: this process may not write into {path}; its owner is the one to serve the volume"
-            )
-    return found
+def _not_writable(root: Path, config: Config) -> list[str]:
+    return [
+        f"volume.hot: this process may not write into {root / hot}; its owner is the one to serve the volume"
+        for hot in config.volume_hot
+        if (root / hot).is_dir() and not os.access(root / hot, os.W_OK | os.X_OK)
+    ]
 
 
 def resolve(address: str, key: str) -> None:
