@@ -396,6 +396,8 @@ def test_a_preflight_hears_that_there_is_no_cors(server: Server, bucket: str) ->
     asked = {"Origin": "https://a.test", "Access-Control-Request-Method": "PUT"}
     answer = requests.options(f"{server.endpoint}/{bucket}/kept", headers=asked, timeout=10)
     assert code_of(answer) == (403, "AccessForbidden")
+    url = server.client().generate_presigned_url("put_object", {"Bucket": bucket, "Key": "kept"})
+    assert code_of(requests.options(url, headers=asked, timeout=10)) == (403, "AccessForbidden")
 
 
 def test_a_post_to_a_bucket(server: Server, bucket: str) -> None:
