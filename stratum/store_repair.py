@@ -72,7 +72,8 @@ def _files(meta: Path) -> Iterator[tuple[Marks, Journal]]:
 
 
 def examine(root: Path) -> Condition | None:
-    """None for a store that opens as it is, or that a process has open. Raises `VolumeInvalid` if there is none."""
+    """None for a store that opens as it is, or that a process has open. Raises `VolumeInvalid` if there is none, `ConfigInvalid` if it is no volume."""
+    config.load(root)
     meta = root / "meta"
     store = meta / "data.mdb"
     if not store.exists():

@@ -98,8 +98,13 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
 
 def test_fsck_and_gc_exit_codes(tmp_path: Path) -> None:
     stratum("init", tmp_path / "v")
-    assert json.loads(stratum("fsck", tmp_path / "v", "--json").stdout) == {"findings": [], "code": 0}
+    assert json.loads(stratum("fsck", tmp_path / "v", "--json").stdout) == {
+        "schema": "stratum.fsck/1",
+        "findings": [],
+        "code": 0,
+    }
     assert json.loads(stratum("gc", tmp_path / "v", "--json").stdout) == {
+        "schema": "stratum.gc/1",
         "leaked_objects": 0,
         "leaked_bytes": 0,
         "applied": False,

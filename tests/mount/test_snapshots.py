@@ -38,7 +38,11 @@ def test_a_clone_is_there_when_the_command_returns(mounted: Server, home: Path, 
     fill(home)
     assert sorted(os.listdir(home)) == ["d"]
     done = stratum("clone", mounted.root, f"{home.name}/d", f"{home.name}/copy", "--json")
-    assert json.loads(done.stdout) == {"source": f"{home.name}/d", "target": f"{home.name}/copy"}
+    assert json.loads(done.stdout) == {
+        "schema": "stratum.clone/1",
+        "source": f"{home.name}/d",
+        "target": f"{home.name}/copy",
+    }
     assert (home / "copy" / "e" / "linked").read_bytes() == BIG
     assert (home / "copy" / "big").stat().st_nlink == 2
     assert s3.get_object(Bucket=home.name, Key="copy/e/small")["Body"].read() == b"small"
