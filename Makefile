@@ -77,4 +77,5 @@ compliance: install
 	$(PYTHON) tests/compliance/run.py $(if $(S3TESTS),--s3tests $(S3TESTS),) $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST),) $(if $(PJDFSTEST_CRATE),--pjdfstest-crate $(PJDFSTEST_CRATE),) $(if $(S3TESTS_PACKAGE),--s3tests-package,)
 
 clean:
+	@! test -d var/mount || chattr -i var/mount  # a mountpoint is immutable, see docs/operations/install.md
 	rm -rf $(VENV) dist build var .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -81,6 +81,9 @@ def main() -> int:
                             flags = ["--read-only"] if number else []
                             stack.enter_context(running(["mount", str(root), str(mount), *flags], log))
                         found[count] += measure(endpoint, mounts)
+                    for mount in mounts:
+                        release = [*STRATUM, "mount", str(root), str(mount), "--release"]
+                        subprocess.run(release, check=True, capture_output=True)
     alone = statistics.median(found[0])
     print("mounts  p50 ms  p99 ms  p50 against none")
     for count, times in found.items():

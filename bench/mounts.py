@@ -292,6 +292,8 @@ def main() -> int:
         finally:
             server.terminate()
             server.wait()
+            release = [*STRATUM, "mount", str(base / "volume"), str(base / "mount"), "--release"]
+            subprocess.run(release, check=True, capture_output=True)
     report(places)
     print(f"the mount's process: {memory.uss / MIB:.0f} MiB of its own")
     return 0
