@@ -153,6 +153,14 @@ def _scope(region_wanted: str, credential: str, code: str) -> tuple[str, str, st
     return access_key, date, region, service
 
 
+def _names(text: str, code: str) -> list[str]:
+    """The headers that are signed: one named a thousand times would be copied and hashed a thousand times."""
+    names = text.split(";")
+    if not text.isascii() or len(set(names)) != len(names):
+        raise S3Error(code, "SignedHeaders names each header that is signed, in ASCII and once")
+    return names
+
+
 def _check_signed_headers(request: S3Request, signed: list[str], in_query: dict[str, str] | None = None) -> None:
     """`in_query`, of a presigned URL, are the headers that its query repeats, and so signs."""
     if "host" not in signed:
@@ -202,7 +210,7 @@ def _parse_authorization(head: str, region_wanted: str) -> _Parsed:
     ):
         raise S3Error(bad, "the Authorization header needs Credential, SignedHeaders and Signature, each once")
     access_key, date, region, service = _scope(region_wanted, fields["Credential"], bad)
-    signed = fields["SignedHeaders"].split(";")
+    signed = _names(fields["SignedHeaders"], bad)
     amz = frozenset(name for name in signed if name.startswith("x-amz-"))
     return _Parsed(access_key, date, f"{date}/{region}/{service}/aws4_request", region, service, signed, amz)
 
@@ -286,7 +294,7 @@ def _version_4_query(request: S3Request, identities: Identities, reader: InodeRe
             "the presigned URL has expired",
             Expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s + expires_s)),
         )
-    signed = query["X-Amz-SignedHeaders"].split(";")
+    signed = _names(query["X-Amz-SignedHeaders"], bad)
     in_query = query_headers.collect(request)
     _check_signed_headers(request, signed, in_query)
     payload = in_query.get("x-amz-content-sha256") or request.header("x-amz-content-sha256") or signatures.UNSIGNED

@@ -193,3 +193,16 @@ def test_version_2_of_calls_on_a_bucket(server: Server, bucket: str) -> None:
     wrong = server.client(secret_key="wrong", signature_version="s3")
     with pytest.raises(wrong.exceptions.ClientError, match="SignatureDoesNotMatch"):
         wrong.get_bucket_acl(Bucket=bucket)
+
+
+@pytest.mark.parametrize("names", ["host;host", "host" + ";" * 2, "host;\u20ac", "host;\xe9"])
+def test_signed_headers_are_named_in_ascii_and_once(server: Server, bucket: str, names: str) -> None:
+    """A name given thousands of times would be copied and hashed as often, before it is known who sent the request."""
+    url = presign(server, "GET", f"/{bucket}/source", {}).replace("SignedHeaders=host", f"SignedHeaders={quote(names)}")
+    assert code_of(requests.get(url, timeout=10)) == (400, "AuthorizationQueryParametersError")
+    request = AWSRequest("GET", f"{server.endpoint}/{bucket}/source")
+    S3SigV4Auth(Credentials(server.access_key, server.secret_key), "s3", "us-east-1").add_auth(request)
+    authorization = request.headers["Authorization"].replace("SignedHeaders=host", f"SignedHeaders={names}")
+    headers = {**dict(request.headers), "Authorization": authorization.encode()}
+    answer = requests.get(str(request.url), headers=headers, timeout=10)
+    assert code_of(answer) == (400, "AuthorizationHeaderMalformed")
