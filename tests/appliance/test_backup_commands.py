@@ -50,7 +50,7 @@ def test_wrong_words_are_refused_with_what_to_do(tmp_path: Path) -> None:
     assert "at least 1" in stratum("meta", "backup", tmp_path / "volume", tmp_path, "--keep", "0", expect=6).stderr
     stratum("meta", "verify", tmp_path / "none", expect=4)
     stratum("meta", "verify", tmp_path / "volume" / "stratum.toml", expect=70)
-    stratum("drill", "restore", tmp_path / "volume", tmp_path, "--sample", "-1", expect=6)
+    stratum("drill", "restore", tmp_path / "volume", tmp_path, "--sample", "-1", expect=2)
     stratum("drill", "restore", tmp_path / "volume", tmp_path, expect=4)
 
 
