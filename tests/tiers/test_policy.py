@@ -300,7 +300,7 @@ def test_a_move_that_fails_says_why_and_is_tried_again(tiered: Volume, tmp_path:
     tiered.cold.remote("archive")[1].retrying._pause = lambda _: None
     worker.step()
     document = explain(tiered, BUCKET, b"k")
-    assert "mount or plug in its disk" in document["asked"]["error"]
+    assert "plug in or mount its disk" in document["asked"]["error"]
     assert document["moves"][0]["event"] == "not moved"
     assert where(tiered, inode) == ["hot"]
     (tmp_path / "unplugged").rename(tmp_path / "archive")

@@ -114,6 +114,8 @@ def test_what_the_kernel_asks_for_again_has_waited_already(far: Far) -> None:
 WAITS = """
 import os, signal, sys
 how, path = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore both
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 if how.endswith("caught"):
     signal.signal(getattr(signal, how.split()[0]), lambda *_: os._exit(7))
 elif how == "restarted":
