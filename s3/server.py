@@ -6,13 +6,12 @@ The workers share the listening socket, so a worker that dies takes no waiting c
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from stratum import counting, notify
 from stratum.config import load
+from stratum.ending import Ending
 from stratum.errors import StratumError
 from stratum.housekeeping import Housekeeper
 from stratum.preflight import check_certificate
@@ -65,9 +64,7 @@ def serve(root: Path) -> None:
     if config.s3_tls_certificate:
         check_certificate(root / config.s3_tls_certificate, root / config.s3_tls_key, "s3")
     listener = listen(config.s3_listen, "s3.listen")
-    ending = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ending.set())
+    ending = Ending.by_signals()
     with Volume(root, "s3-master") as volume:
         counting.attach(volume.meta / counting.FOLDER, "s3-master")
         housekeeper = Housekeeper(volume)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
-import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratum import counting, fencing, notify, places, preflight
 from stratum.config import load
+from stratum.ending import Ending
 from stratum.errors import Busy, StratumError
 from stratum.housekeeping import Housekeeper
 from stratum.log import get_logger
@@ -51,9 +50,7 @@ def serve(root: Path, announce: Callable[[dict[str, Any]], None], *, words: list
     `words` go to the mount. Raises `Busy` if the volume is served already, `StratumError` if a part cannot run.
     """
     config = load(root)
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+    ending = Ending.by_signals()
     with _alone(root):
         preflight.refuse(root, config)
         return _serve(root, config, announce, words or [], ending)
@@ -64,7 +61,7 @@ def _serve(
     config: Config,
     announce: Callable[[dict[str, Any]], None],
     words: list[str],
-    ending: threading.Event,
+    ending: Ending,
 ) -> int:
     with Volume(root, "supervisor") as volume:
         counting.attach(volume.meta / counting.FOLDER, "supervisor")
@@ -118,7 +115,7 @@ class _Parts:
         ]
         self._waiting = set(roles) - {NOT_WAITED_FOR}
 
-    def run(self, ending: threading.Event, announce: Callable[[dict[str, Any]], None]) -> int:
+    def run(self, ending: Ending, announce: Callable[[dict[str, Any]], None]) -> int:
         """Until it is ending; the exit code. Raises `StratumError` if a part cannot run."""
         watchdog = notify.Watchdog(time.monotonic())
         deadline = time.monotonic() + START_S_MAX

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import ssl
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -64,10 +63,8 @@ def serve(root: Path) -> int:
             ssl_cert_reqs=ssl.CERT_REQUIRED if config.admin_client_ca else ssl.CERT_NONE,
         )  # fmt: skip
         server = Server(settings, volume)
-        ending = threading.Event()
 
         def end(*_: object) -> None:
-            ending.set()
             server.should_exit = True
 
         # While it runs uvicorn catches the signals itself, and raises them again when it has shut down.

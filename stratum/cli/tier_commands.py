@@ -15,6 +15,7 @@ from stratum.cli.commands import init_document, init_settings, set_up_logs
 from stratum.cli.disk_commands import work
 from stratum.cli.output import show, size, table
 from stratum.cli.progress import Progress
+from stratum.ending import Ending
 from stratum.errors import InvalidArgument, NotFound
 from stratum.health import SILENT_S_MAX
 from stratum.manifest import Names
@@ -40,9 +41,7 @@ def tierd(options: Namespace) -> int:
     if options.supervised:
         die_with_parent(signal.SIGTERM)
     set_up_logs(options)
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+    ending = Ending.by_signals()
     with Volume(options.volume, "tierd") as opened:
         counting.attach(opened.meta / counting.FOLDER, "tierd")
         watchdog = notify.Watchdog(time.monotonic())

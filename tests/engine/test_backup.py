@@ -230,7 +230,7 @@ def test_a_folder_keeps_the_newest_of_its_volume(root: Path, tmp_path: Path, mon
         assert backup.of_instance(folder, opened.instance) == made[2:]
         for target, word in (
             (tmp_path / "no" / "such", "no folder"),
-            (opened.meta / "inside", "another disk"),
+            (opened.meta / "inside", "lies in the volume"),
             (made[3], "exists"),
         ):
             with pytest.raises(InvalidArgument, match=word):
