@@ -196,6 +196,7 @@ class Forgetful(pyfuse3.Operations):
                         file.seek(at)
                         file.write(piece)
                 file.truncate(len(data))
+            target.chmod(stat.S_IMODE(node.mode))
             return
         target.mkdir()
         names = dict(node.durable_names)
