@@ -40,6 +40,8 @@ ADDRESS_CONNECTIONS_MAX = 1024
 PIPELINED_MAX = 32
 """Requests of a connection that wait for the one before them. One segment may hold ten thousand, each of kilobytes here."""
 BUSY_RETRY_S = 1
+REFUSED_MAX = 128
+"""How many connections too many of one address are told so. Further ones are dropped: each takes a place that others may want."""
 LINGER_S_MAX = 5.0
 _SENDING = frozenset(("PUT", "POST"))
 _FRUITLESS_BYTES_MAX = 2 * HEAD_BYTES_MAX
@@ -174,16 +176,16 @@ class Connection(HttpToolsProtocol):
         if not (self.trusted_proxies and self.client and is_trusted(self.client[0], self.trusted_proxies)):
             self._address = address_of(self.client)
         count = self._of_address[self._address] = self._of_address.get(self._address, 0) + 1
-        if self._is_crowded(2):
+        if self._is_crowded(REFUSED_MAX):
             log.info("connection_dropped", client=self._address, connections=count)
             transport.abort()  # no answer is worth a descriptor here
             return
         self._arm()
 
-    def _is_crowded(self, times: int = 1) -> bool:
-        """Whether the client's address has more than `times` the connections that it may have."""
-        most = self.address_connections_max * times
-        return bool(self._address) and 0 < most < self._of_address.get(self._address, 0)
+    def _is_crowded(self, beyond: int = 0) -> bool:
+        """Whether the client's address has over `beyond` more connections than it may have."""
+        most = self.address_connections_max
+        return bool(self._address) and most > 0 and self._of_address.get(self._address, 0) > most + beyond
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()

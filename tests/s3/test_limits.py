@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from stratum import limits
 from stratum.errors import InvalidArgument, TooManyRequests
 from stratum.limits import BURST_S, DEBT_S_MAX, Limit, Limiter, Paces
-from stratum.s3.connection import address_of
+from stratum.s3.connection import REFUSED_MAX, address_of
 from stratum.volume import Volume
 from tests.s3.test_access import add_user
 from tests.support import make_volume, serving, stratum
@@ -204,6 +204,17 @@ def test_one_address_has_a_share_of_the_connections(tmp_path: Path) -> None:
         kept.pop().close()
         assert _status_soon(server, "127.0.0.1") == b"HTTP/1.1 200"
         for connection in kept:
+            connection.close()
+
+
+def test_an_address_that_goes_on_connecting_is_dropped(tmp_path: Path) -> None:
+    with serving(tmp_path, settings={"s3": {"workers": 1, "connections_per_address_max": 4}}) as server:
+        host, _, port = server.endpoint.partition("//")[2].partition(":")
+        idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(4 + REFUSED_MAX + 1)]
+        assert idle[-1].recv(1) == b"", "closed long before the head's time is over"
+        with _asked_from(server, "127.0.0.2") as other:
+            assert other.recv(65536).startswith(b"HTTP/1.1 200")
+        for connection in idle:
             connection.close()
 
 
