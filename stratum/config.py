@@ -59,7 +59,7 @@ SETTINGS = (
         "s3",
         "connections_per_address_max",
         1024,
-        "connections of one client address (of IPv6 a /64) to each worker; one more is 503; 0: no limit; there is none for trusted_proxies",
+        "connections of one client address (of IPv6 a /64) to each worker; while it has more, each of its requests is 503; 0: no limit; there is none for trusted_proxies",
     ),
     Setting("s3", "region", "us-east-1", "region named in signatures and by GetBucketLocation"),
     Setting("s3", "domain", "", "virtual-host style: BUCKET.domain is that bucket; empty switches it off"),
